@@ -1,0 +1,44 @@
+# make book     compute everything, build the book
+# make test     unit tests, then every notebook, then the built book
+# make publish  make book, then refresh the outputs and the figure that are committed
+# make clean    remove what was built (not what was computed, nor .venv)
+
+PYTHON ?= python3
+BIN = .venv/bin
+# Written last, so that a half-made .venv is never taken for a finished one.
+INSTALLED = .venv/.installed
+
+# The trainings are small: one thread each, and as many processes as are useful.
+export OMP_NUM_THREADS = 1
+PYTEST = $(BIN)/pytest -q -n auto --maxprocesses 4
+
+.PHONY: book test publish clean
+
+book: $(INSTALLED)
+	$(BIN)/python book/build.py
+
+publish: $(INSTALLED)
+	$(BIN)/python book/build.py --publish
+
+# The notebooks find in the store what `unmask run` computed, with a progress bar.
+test: $(INSTALLED)
+	$(PYTEST) tests --ignore tests/test_built_book.py
+	$(BIN)/unmask run miniature
+	$(PYTEST) --dist loadfile --nbval-lax --nbval-current-env \
+	    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks book
+	$(BIN)/python book/build.py
+	$(PYTEST) tests/test_built_book.py
+
+clean:
+	rm -rf build
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	    || { echo "unmask: Python 3.10 to 3.13 is needed; name one with 'make PYTHON=python3.12 ...'"; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	    || { echo "unmask: $(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; } >&2
+	@echo "Installing into .venv: about 6 GB, some minutes"
+	@rm -f $@
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@

@@ -1,0 +1,112 @@
+"""Compute everything, execute the notebooks, build the book: what `make book` runs.
+
+The book is built from a staged copy (`build/src`), so the sources stay untouched while the links
+of its pages still match the repository. With `--publish` the committed notebooks get the outputs
+of the cells that nbval compares, and the README its figure.
+"""
+
+import argparse
+import base64
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = Path("build/src")
+INDEX = Path("build/_build/html/index.html")
+BIN = Path(sys.executable).parent
+MAIN_FIGURE_PAGE = "notebooks/02_linear_connectivity.ipynb"
+MAIN_FIGURE = Path("book/images/main.png")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--publish", action="store_true", help="refresh the committed outputs and the README figure")
+    publish = parser.parse_args().publish
+    os.chdir(ROOT)
+
+    times = {"compute": timed(run, "unmask", "run", "miniature")}
+    stage()
+    notebooks = [page for page in toc_files() if page.suffix == ".ipynb"]
+    for page in notebooks:
+        times[str(page)] = timed(run, "unmask", "execute", page, "--output", SOURCE / page)
+    save_main_figure()
+    times["pages"] = timed(run, "jupyter-book", "build", SOURCE, "--path-output", "build", "-W", "--keep-going", "-q")
+    if publish:
+        MAIN_FIGURE.parent.mkdir(exist_ok=True)
+        shutil.copy(SOURCE / MAIN_FIGURE, MAIN_FIGURE)
+        for page in notebooks:
+            commit_outputs(page)
+
+    print("\nTime taken")
+    for part, seconds in {**times, "total": sum(times.values())}.items():
+        print(f"  {part:<40}{seconds:7.1f} s")
+    print(f"\nThe book: {ROOT / INDEX}")
+
+
+def run(command, *arguments):
+    """Run a program of this virtual environment; if it fails, so does the build."""
+    sys.stdout.flush()
+    arguments = [str(argument) for argument in arguments]
+    code = subprocess.run([BIN / command, *arguments]).returncode
+    if code:
+        sys.exit(f"book/build.py: failed with exit status {code}: {command} {' '.join(arguments)}")
+
+
+def timed(function, *arguments):
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def stage():
+    """Copy the prose and the configuration; what an earlier build left would show up in the search."""
+    for folder in (SOURCE, INDEX.parents[1]):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree("book", SOURCE / "book", ignore=shutil.ignore_patterns("*.py", "*.ipynb", "__pycache__", ".*"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(name, SOURCE / name)
+    (SOURCE / "notebooks").mkdir()
+    (SOURCE / MAIN_FIGURE).parent.mkdir(exist_ok=True)
+
+
+def toc_files():
+    """The pages of the book, as paths of this repository in reading order."""
+    toc = yaml.safe_load(Path("_toc.yml").read_text())
+    names = [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    return [path for name in names for path in (Path(f"{name}.ipynb"), Path(f"{name}.md")) if path.exists()]
+
+
+def save_main_figure():
+    """The introduction and the README show the figure of the cell tagged `main-figure`."""
+    for cell in nbformat.read(SOURCE / MAIN_FIGURE_PAGE, 4).cells:
+        if "main-figure" in cell.metadata.get("tags", []):
+            png = next(output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
+            (SOURCE / MAIN_FIGURE).write_bytes(base64.b64decode(png))
+            return
+    sys.exit(f"book/build.py: no cell of {MAIN_FIGURE_PAGE} is tagged main-figure")
+
+
+def commit_outputs(page):
+    """Give the committed notebook the outputs that nbval compares, and no others."""
+    notebook, executed = nbformat.read(page, 4), nbformat.read(SOURCE / page, 4)
+    fresh = {cell.id: cell for cell in executed.cells}
+    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        for noise in ("papermill", "execution", "ExecuteTime", "collapsed"):
+            cell.metadata.pop(noise, None)
+        if cell.cell_type == "code":
+            checked = "nbval-check-output" in cell.metadata.get("tags", [])
+            cell.outputs = fresh[cell.id].outputs if checked else []
+            cell.execution_count = fresh[cell.id].execution_count if checked else None
+    nbformat.write(notebook, page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Error barriers: how much worse networks are on the segment between two networks than at its ends."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import nn
+
+from . import networks
+from .data import Data, Split
+from .networks import State
+from .train import evaluate, native_kernels
+
+METRICS = ("test_error", "train_error", "train_loss")
+
+
+def interpolate(one: State, other: State, t: float) -> State:
+    """The point `(1 - t) * one + t * other`; every entry of the state, batch-norm statistics included."""
+    return {name: torch.lerp(one[name], other[name], t) for name in one}
+
+
+def segment(network: nn.Module, one: State, other: State, weights, data: Data,
+            metrics: tuple[str, ...] = METRICS, reestimate: bool = False) -> pd.DataFrame:
+    """Performance along the segment from `one` (weight 0) to `other` (weight 1).
+
+    Args:
+        network: where to evaluate; its state is overwritten.
+        weights: interpolation weights in [0, 1].
+        metrics: which of `METRICS` to compute.
+        reestimate: replace the interpolated batch-norm statistics by those of the training data at each point.
+
+    Returns:
+        One row for each weight: column `t` and one for each metric.
+    """
+    rows = []
+    for t in weights:
+        networks.load_state(network, interpolate(one, other, t))
+        if reestimate:
+            reestimate_norms(network, data.train)
+        row = {"t": t}
+        if "test_error" in metrics:
+            row["test_error"] = evaluate(network, data.test).error
+        if "train_error" in metrics or "train_loss" in metrics:
+            row["train_error"], row["train_loss"] = evaluate(network, data.train)
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["t", *metrics])
+
+
+def barrier(segments: pd.DataFrame, metric: str = "test_error") -> float:
+    """Error barrier of one segment: the largest value on it minus the mean of the values at its two ends.
+
+    Never negative: the ends belong to the segment, so it is at least half their difference. Frankle et al. 2020,
+    section 2, there called linear interpolation instability.
+    """
+    ordered = segments.sort_values("t")[metric]
+    return float(ordered.max() - (ordered.iloc[0] + ordered.iloc[-1]) / 2)
+
+
+@torch.no_grad()
+def reestimate_norms(network: nn.Module, split: Split, batch_size: int = 500) -> None:
+    """Set batch-norm running statistics to their average over `split` in batches, at the present weights."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    network.train()
+    with native_kernels():
+        for seen, x in enumerate(split.x.split(batch_size)):
+            for norm in norms:
+                norm.momentum = 1 / (seen + 1)
+            network(x)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum

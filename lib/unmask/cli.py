@@ -1,0 +1,113 @@
+"""The console script `unmask`. Heavy libraries are imported where they are used: `unmask presets` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from .errors import UnmaskError
+from .experiments import PRESETS, Experiment, experiment, parse_setting
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 if it worked, 1 if something is wrong in the store, 2 with one line on stderr for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except UnmaskError as error:
+        print(f"unmask: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("unmask: interrupted; what was finished is in the store", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="unmask", description="What is encoded in a winning ticket's mask?")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("presets", help="list the presets and their settings")
+    command.set_defaults(command=_presets)
+
+    command = commands.add_parser("run", help="compute everything the notebooks need, ahead of them")
+    command.add_argument("preset", metavar="PRESET")
+    command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
+                         help="change a field of the preset; lists as 0,50,100")
+    command.add_argument("--jobs", type=int, metavar="N", help="processes to use (default: one for each core)")
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser("execute", help="execute notebooks, parameters checked first")
+    command.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    command.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
+                         help="set a parameter of the notebooks; values are read as Python literals where they are one")
+    command.add_argument("--output", type=Path, metavar="PATH",
+                         help="a folder, or for one notebook a file (default: the folder build/executed)")
+    command.set_defaults(command=_execute)
+
+    command = commands.add_parser("store", help="what is stored, and whether it is whole")
+    command.add_argument("action", choices=("ls", "verify"))
+    command.set_defaults(command=_store)
+    return parser
+
+
+def _presets(_) -> None:
+    fields = [field.name for field in dataclasses.fields(Experiment) if field.name != "preset"]
+    width = max(map(len, fields)) + 2
+    print("".ljust(width) + "".join(name.rjust(18) for name in PRESETS))
+    for field in fields:
+        values = (getattr(preset, field) for preset in PRESETS.values())
+        print(field.ljust(width) + "".join(
+            (",".join(map(str, v)) if isinstance(v, tuple) else str(v)).rjust(18) for v in values))
+    print("identity".ljust(width) + "".join(preset.id.rjust(18) for preset in PRESETS.values()))
+
+
+def _run(options) -> None:
+    chosen = experiment(options.preset, **dict(map(parse_setting, options.settings)))
+    from . import measure
+    from .store import Store
+
+    store = Store()
+    measure.compute(chosen, store, options.jobs)
+    print(f"unmask: everything for {chosen.preset} (identity {chosen.id}) is in {store.root}")
+
+
+def _execute(options) -> None:
+    from .execute import execute, targets
+
+    parameters = {name: _literal(value) for name, value in options.parameters}
+    for notebook, target in targets(options.notebooks, options.output):
+        execute(notebook, target, parameters)
+        print(f"unmask: wrote {target}")
+
+
+def _literal(text: str):
+    import ast
+
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _store(options) -> int:
+    from .store import Store
+
+    store, damaged = Store(), 0
+    names = list(store.names())
+    for name in names:
+        damage = store.damage(name)
+        damaged += damage is not None
+        if damage:
+            print(f"damaged  {name}: {damage}")
+        elif options.action == "ls":
+            about = store.provenance(name)
+            print(f"{about['bytes']:>10,} bytes {about['seconds']:>9.1f} s  {about['date']}  {name}")
+    print(f"unmask: {len(names)} entries in {store.root}, {damaged} damaged"
+          + (" (they are computed again when next needed)" if damaged else ""))
+    return 1 if damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

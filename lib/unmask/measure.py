@@ -1,0 +1,201 @@
+"""Measurements: tidy tables, the interface between what is trained and what is drawn or claimed.
+
+A table is made of parts, one for each seed (and rewind step), computed independently and stored. All errors are shares
+in [0, 1], losses are in nats.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from typing import Callable, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from . import networks, parallel
+from .barriers import METRICS, barrier, segment
+from .chains import CONTROLS, Runs
+from .errors import UnmaskError
+from .experiments import Experiment
+from .store import TENSORS, Store
+from .train import evaluate
+
+INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
+
+
+def levels(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
+    """Error at every level of one chain. Columns: level, density, survivors, test_error, train_error, train_loss."""
+    rows = []
+    for level in range(runs.experiment.levels + 1):
+        networks.load_state(runs.network, runs.level(seed, rewind_step, level).state)
+        train = evaluate(runs.network, runs.data.train)
+        rows.append({
+            "level": level, "density": runs.survivors(level) / runs.survivors(0), "survivors": runs.survivors(level),
+            "test_error": evaluate(runs.network, runs.data.test).error,
+            "train_error": train.error, "train_loss": train.loss})
+    return pd.DataFrame(rows)
+
+
+def segments(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
+    """Performance along the segments between successive levels of one chain.
+
+    Columns: level, next_level, norms, t, and the metrics. Batch-norm statistics are interpolated like all else; with
+    `norms` "re-estimated", at the ends and the midpoint only, they are those of the training data at each point.
+    """
+    parts = []
+    for level in range(runs.experiment.levels):
+        ends = [runs.level(seed, rewind_step, end).state for end in (level, level + 1)]
+        for norms, grid in ((INTERPOLATED, np.linspace(0, 1, runs.experiment.barrier_points)),
+                            (REESTIMATED, (0.0, 0.5, 1.0))):
+            part = segment(runs.network, *ends, grid, runs.data, reestimate=norms == REESTIMATED)
+            parts.append(_labelled(part, level=level, next_level=level + 1, norms=norms))
+    return pd.concat(parts, ignore_index=True)
+
+
+def pairs(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
+    """Test-error barrier at the midpoint between every two levels of one chain. Columns: level, other, barrier."""
+    states = [runs.level(seed, rewind_step, level).state for level in range(runs.experiment.levels + 1)]
+    rows = []
+    for level, other in combinations(range(len(states)), 2):
+        part = segment(runs.network, states[level], states[other], (0.0, 0.5, 1.0), runs.data, ("test_error",))
+        rows.append({"level": level, "other": other, "barrier": barrier(part)})
+    return pd.DataFrame(rows)
+
+
+def controls(runs: Runs, seed: int) -> pd.DataFrame:
+    """IMP and its controls from the last rewind step, each against the IMP solution one level before.
+
+    Columns: kind ("imp" or a control), level, density, the metrics, previous_error (test error of the IMP solution at
+    level - 1), barrier (test error, between the two).
+    """
+    e = runs.experiment
+    rows = []
+    for level in e.control_levels:
+        previous = runs.level(seed, e.rewind_steps[-1], level - 1).state
+        tickets = {"imp": runs.level(seed, e.rewind_steps[-1], level)}
+        tickets |= {kind: runs.control(kind, seed, level) for kind in CONTROLS}
+        for kind, ticket in tickets.items():
+            path = segment(runs.network, previous, ticket.state, np.linspace(0, 1, e.barrier_points), runs.data,
+                           ("test_error",))
+            networks.load_state(runs.network, ticket.state)
+            train = evaluate(runs.network, runs.data.train)
+            rows.append({"kind": kind, "level": level, "density": runs.survivors(level) / runs.survivors(0),
+                         "test_error": path["test_error"].iloc[-1], "train_error": train.error,
+                         "train_loss": train.loss, "previous_error": path["test_error"].iloc[0],
+                         "barrier": barrier(path)})
+    return pd.DataFrame(rows)
+
+
+class Table(NamedTuple):
+    part: Callable[..., pd.DataFrame]  # of (runs, *keys)
+    keys: tuple[str, ...]
+    fields: tuple[str, ...]  # of the experiment, on which a part depends beside the recipe
+
+
+TABLES = {
+    "levels": Table(levels, ("seed", "rewind_step"), ("levels",)),
+    "segments": Table(segments, ("seed", "rewind_step"), ("levels", "barrier_points")),
+    "pairs": Table(pairs, ("seed", "rewind_step"), ("levels",)),
+    "controls": Table(controls, ("seed",), ("levels", "barrier_points", "control_every", "rewind_steps")),
+}
+
+
+def table(name: str, experiment: Experiment, store: Store | None = None, jobs: int | None = None) -> pd.DataFrame:
+    """The named table of the experiment, for all seeds (and rewind steps); what is missing is computed first.
+
+    Args:
+        name: one of `TABLES`.
+        store: where results are kept; by default, see `store.default_root`.
+        jobs: processes to use; by default, the number of cores. The table does not depend on it.
+
+    Raises:
+        UnmaskError: bad input, found before any computing.
+    """
+    if name not in TABLES:
+        raise UnmaskError(f"table={name!r}: must be one of {', '.join(TABLES)}")
+    store = store or Store()
+    runs = Runs(experiment, store)
+    compute(experiment, store, jobs, tables=(name,))
+    return pd.concat([
+        _labelled(read_part(runs, name, keys), **dict(zip(TABLES[name].keys, keys)))
+        for keys in _all_keys(experiment, name)], ignore_index=True)
+
+
+def compute(experiment: Experiment, store: Store, jobs: int | None = None, tables: tuple[str, ...] = tuple(TABLES),
+            ) -> None:
+    """Everything the named tables need: trainings first, then measurements, each in parallel.
+
+    Raises:
+        UnmaskError: bad input, found before any computing.
+    """
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+        raise UnmaskError(f"jobs={jobs!r}: must be a whole number, 1 or more")
+    runs = Runs(experiment, store)
+    measurements = [parallel.Task("measure:read_part", (name, keys), (
+        (_part_name(runs, name, keys) + ".csv",
+         f"{name}, " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in zip(TABLES[name].keys, keys))),))
+        for name in tables for keys in _all_keys(experiment, name)]
+    if all(output in store for task in measurements for output, _ in task.outputs):
+        return
+    runs.data  # generated once, before there are several processes to do it
+    for wave in _trainings(runs, controls="controls" in tables):
+        parallel.run(wave, experiment, store, jobs)
+    parallel.run(measurements, experiment, store, jobs, doing="measurements")
+
+
+def _trainings(runs: Runs, controls: bool) -> list[list[parallel.Task]]:
+    """All trainings, in waves: what is in one wave needs nothing but the waves before it."""
+    e = runs.experiment
+
+    def dense(seed):
+        return parallel.Task("measure:train_level", (seed, e.rewind_steps[0], 0), (
+            (runs.dense_name(seed) + TENSORS, f"seed {seed}, dense"),))
+
+    def chain(seed, rewind_step):
+        return parallel.Task("measure:train_level", (seed, rewind_step, e.levels), tuple(
+            (runs.level_name(seed, rewind_step, level) + TENSORS, f"seed {seed}, rewind step {rewind_step}, level {level}")
+            for level in range(1, e.levels + 1)))
+
+    def control(kind, seed, level):
+        return parallel.Task("measure:train_control", (kind, seed, level), (
+            (runs.control_name(kind, seed, level) + TENSORS, f"seed {seed}, {kind} control, level {level}"),))
+
+    seeds = range(e.seeds)
+    waves = [[dense(seed) for seed in seeds],
+             [chain(seed, step) for step in reversed(e.rewind_steps) for seed in seeds]]
+    if controls:
+        places = [(seed, level) for seed in seeds for level in e.control_levels]
+        waves[1] += [control(kind, *place) for kind in ("random", "one-shot") for place in places]
+        waves += [[control(kind, *place) for kind in ("shuffled", "reinitialized") for place in places]]
+    return waves
+
+
+def _all_keys(experiment: Experiment, name: str) -> list[tuple]:
+    ranges = {"seed": range(experiment.seeds), "rewind_step": experiment.rewind_steps}
+    return list(product(*(ranges[key] for key in TABLES[name].keys)))
+
+
+def _part_name(runs: Runs, name: str, keys: tuple) -> str:
+    places = dict(zip(TABLES[name].keys, keys))
+    folder = f"{runs.experiment.recipe}/seed{places['seed']}"
+    if "rewind_step" in places:
+        folder += f"/rewind{places['rewind_step']:05d}"
+    return f"{folder}/{name}-{runs.experiment.digest(*TABLES[name].fields)}"
+
+
+def _labelled(table: pd.DataFrame, **labels) -> pd.DataFrame:
+    """The table with constant columns put in front."""
+    return pd.concat([pd.DataFrame(labels, index=table.index), table], axis=1)
+
+
+def read_part(runs: Runs, name: str, keys: tuple) -> pd.DataFrame:
+    """One part of a table, from the store; measured first if it is not there."""
+    return runs.store.table(_part_name(runs, name, keys), lambda: TABLES[name].part(runs, *keys))
+
+
+def train_level(runs: Runs, seed: int, rewind_step: int, level: int) -> None:
+    runs.level(seed, rewind_step, level)
+
+
+def train_control(runs: Runs, kind: str, seed: int, level: int) -> None:
+    runs.control(kind, seed, level)

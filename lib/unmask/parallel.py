@@ -1,0 +1,128 @@
+"""Doing independent tasks in several processes, with progress a person can read.
+
+One interface for one machine or a cluster: joblib. Processes share nothing but the store, so any of its backends will
+do; progress is read off the store as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+from .experiments import Experiment
+from .store import Store
+
+
+class Task(NamedTuple):
+    """A call `function(runs, *args)` that puts `outputs` into the store, in this order."""
+
+    function: str  # "module:function", so that a task is small to send and the worker imports what it needs
+    args: tuple
+    outputs: tuple[tuple[str, str], ...]  # name in the store, what to call it in the progress line
+
+
+def default_jobs() -> int:
+    """As many processes as this process may use cores."""
+    import joblib
+
+    return joblib.cpu_count()
+
+
+def run(tasks: Sequence[Task], experiment: Experiment, store: Store, jobs: int | None = None,
+        doing: str = "trainings") -> None:
+    """Do all tasks whose outputs are not all in the store, `jobs` at a time, one thread each."""
+    import joblib
+
+    tasks = [task for task in tasks if not all(name in store for name, _ in task.outputs)]
+    if not tasks:
+        return
+    jobs = min(jobs or default_jobs(), len(tasks))
+    with Progress(tasks, store, jobs, doing):
+        joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)(
+            joblib.delayed(_do)(task, experiment, str(store.root)) for task in tasks)
+
+
+def _do(task: Task, experiment: Experiment, root: str) -> None:
+    import importlib
+
+    from .train import single_thread
+
+    module, function = task.function.split(":")
+    with single_thread():
+        getattr(importlib.import_module(f"unmask.{module}"), function)(_runs(experiment, root), *task.args)
+
+
+@functools.lru_cache(maxsize=1)
+def _runs(experiment: Experiment, root: str):
+    """Kept between the tasks of a worker, so that it reads the data set once."""
+    from .chains import Runs
+
+    return Runs(experiment, Store(root))
+
+
+class Progress:
+    """Shows how many outputs are in the store, which are being worked on, and the time left.
+
+    A bar on a terminal; in a log file, a plain line every `interval` seconds.
+    """
+
+    def __init__(self, tasks: Sequence[Task], store: Store, jobs: int, doing: str, interval: float = 15):
+        self.store, self.jobs, self.doing, self.interval = store, jobs, doing, interval
+        self.waiting = [[output for output in task.outputs if output[0] not in store] for task in tasks]
+        self.total = sum(map(len, self.waiting))
+        self.began = time.monotonic()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+
+    def _watch(self):
+        from tqdm import tqdm
+
+        if sys.stderr.isatty():
+            with tqdm(total=self.total, desc=self.doing, smoothing=0, dynamic_ncols=True) as bar:
+                while True:
+                    done = self.ended.wait(0.5)
+                    bar.update(self.total - self._remaining() - bar.n)
+                    bar.set_postfix_str(self._now(), refresh=True)
+                    if done:
+                        return
+        last = 0.0
+        while True:
+            done = self.ended.wait(0.5)
+            now = time.monotonic() - self.began
+            if done or now - last >= self.interval:
+                last = now
+                self._print_line(now)
+            if done:
+                return
+
+    def _print_line(self, seconds: float) -> None:
+        from tqdm import tqdm
+
+        remaining = self._remaining()
+        finished = self.total - remaining
+        line = f"unmask: {self.doing}: {finished} of {self.total} done in {tqdm.format_interval(seconds)}"
+        if remaining:
+            left = tqdm.format_interval(seconds / finished * remaining) if finished else "?"
+            line += f", {remaining} remain, about {left} left; now {self._now()}"
+        print(line, file=sys.stderr, flush=True)
+
+    def _remaining(self) -> int:
+        self.waiting = [[output for output in outputs if output[0] not in self.store] for outputs in self.waiting]
+        return sum(map(len, self.waiting))
+
+    def _now(self) -> str:
+        # Tasks start in order and write their outputs in order: the first unfinished ones are those at work.
+        at_work = [outputs[0][1] for outputs in self.waiting if outputs]
+        return "; ".join(at_work[:self.jobs])

@@ -1,0 +1,94 @@
+"""Masks: which prunable weights survive.
+
+A mask is a dict of boolean tensors under the names of the prunable weights, those of convolutions and linear layers;
+biases and batch-norm parameters are never pruned. Every function returns a new mask and leaves its arguments alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UnmaskError
+from .networks import State
+
+Mask = dict[str, Tensor]
+
+
+def prunable(network: nn.Module) -> list[str]:
+    """Names of the weights of convolutions and linear layers, in the network's order."""
+    return [f"{name}.weight" for name, module in network.named_modules()
+            if isinstance(module, (nn.Conv2d, nn.Linear))]
+
+
+def dense_mask(network: nn.Module) -> Mask:
+    """The mask that keeps every prunable weight."""
+    shapes = dict(network.named_parameters())
+    return {name: torch.ones(shapes[name].shape, dtype=torch.bool) for name in prunable(network)}
+
+
+def survivors(mask: Mask) -> int:
+    """How many weights the mask keeps."""
+    return sum(int(kept.sum()) for kept in mask.values())
+
+
+def survivors_at(total: int, fraction: float, level: int) -> int:
+    """How many of `total` weights are left at `level`, when each level removes `round(fraction * survivors)`.
+
+    Raises:
+        UnmaskError: a level on the way would leave no weight, or remove none.
+    """
+    left = total
+    for reached in range(1, level + 1):
+        removed = round(fraction * left)
+        if not 0 < removed < left:
+            outcome = "remove no weight" if removed == 0 else "leave no weight"
+            raise UnmaskError(f"prune_fraction={fraction}, levels={level}: pruning {left} weights at level {reached} "
+                              f"would {outcome}; take a smaller number of levels or another fraction")
+        left -= removed
+    return left
+
+
+def apply(mask: Mask, state: State) -> State:
+    """The state's projection onto the mask's axial subspace: pruned weights are zero, all else is as it was."""
+    return {name: tensor * mask[name] if name in mask else tensor.clone() for name, tensor in state.items()}
+
+
+def prune_magnitude(state: State, mask: Mask, keep: int) -> Mask:
+    """Keep the `keep` survivors of largest magnitude, over all layers together (Frankle & Carbin 2019).
+
+    Of equal magnitudes the one that comes first in the network's order goes first.
+
+    Raises:
+        UnmaskError: `keep` is not between 1 and the number of survivors.
+    """
+    scores = torch.cat([state[name].abs().flatten() for name in mask])
+    return _prune_lowest(scores, mask, keep)
+
+
+def prune_random(mask: Mask, keep: int, generator: torch.Generator) -> Mask:
+    """Keep `keep` survivors chosen at random over all layers together.
+
+    The same generator seed gives every weight the same rank, so masks of falling `keep` are nested.
+    """
+    return _prune_lowest(torch.rand(sum(kept.numel() for kept in mask.values()), generator=generator), mask, keep)
+
+
+def shuffle_layerwise(mask: Mask, generator: torch.Generator) -> Mask:
+    """Permute each layer's mask: the density of every layer is kept, which weights survive is forgotten.
+
+    The same generator seed gives the same permutations, so shuffles of nested masks are nested.
+    """
+    return {name: kept.flatten()[torch.randperm(kept.numel(), generator=generator)].view_as(kept)
+            for name, kept in mask.items()}
+
+
+def _prune_lowest(scores: Tensor, mask: Mask, keep: int) -> Mask:
+    kept = torch.cat([kept.flatten() for kept in mask.values()])
+    count = int(kept.sum())
+    if not 0 < keep <= count:
+        raise UnmaskError(f"keep={keep}: must be between 1 and the {count} surviving weights")
+    alive = kept.nonzero().squeeze(1)
+    kept[alive[scores[alive].argsort(stable=True)[:count - keep]]] = False
+    parts = kept.split([part.numel() for part in mask.values()])
+    return {name: part.view_as(mask[name]) for name, part in zip(mask, parts)}

@@ -1,0 +1,148 @@
+"""The store: everything computed, once, on disk.
+
+An entry is a data file (`.safetensors` for tensors, `.csv` for tables) and, written after it, a `.json` beside it with
+the data's SHA-256 and provenance. Both are written to a temporary name and renamed, so an entry is either whole or
+absent and several processes may share one folder. Reading checks the checksum; a damaged entry is reported and counts
+as absent, so it is computed again. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Iterator
+
+from .errors import UnmaskError
+
+TENSORS, TABLE = ".safetensors", ".csv"
+
+
+def default_root() -> Path:
+    """`$UNMASK_STORE`; else `store/` of the checkout this library runs from; else the user's cache folder."""
+    if "UNMASK_STORE" in os.environ:
+        return Path(os.environ["UNMASK_STORE"])
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "pyproject.toml").exists():
+        return checkout / "store"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unmask"
+
+
+class Store:
+    """Entries by name; a name is a relative path such as `RECIPE/seed0/rewind0050/imp/level03.safetensors`.
+
+    Raises:
+        UnmaskError: the folder cannot be made or written, or the disk is full.
+    """
+
+    def __init__(self, root: Path | str | None = None):
+        self.root = Path(root) if root is not None else default_root()
+        with self._writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+
+    def __contains__(self, name: str) -> bool:
+        return (self.root / (name + ".json")).exists()
+
+    def tensors(self, name: str, compute: Callable[[], dict]) -> dict:
+        """The stored dict of tensors called `name`; computed and stored first if it is not there whole."""
+        import safetensors.torch as st
+
+        return self._get(name + TENSORS, compute, dump=st.save, load=st.load)
+
+    def table(self, name: str, compute: Callable[[], "pandas.DataFrame"]) -> "pandas.DataFrame":  # noqa: F821
+        """The stored table called `name`; computed and stored first if it is not there whole.
+
+        Numbers survive the round trip to the bit: they are written with as many digits as they need.
+        """
+        import pandas as pd
+
+        return self._get(
+            name + TABLE, compute,
+            dump=lambda table: table.to_csv(index=False, lineterminator="\n").encode(),
+            load=lambda data: pd.read_csv(io.BytesIO(data), float_precision="round_trip"))
+
+    def put_tensors(self, name: str, tensors: dict, seconds: float) -> None:
+        """Store a dict of tensors that came as a by-product of computing another entry."""
+        import safetensors.torch as st
+
+        self._put(name + TENSORS, st.save(tensors), seconds)
+
+    def names(self) -> Iterator[str]:
+        """All entries, in order of their names."""
+        return iter(sorted(str(path.relative_to(self.root))[:-len(".json")] for path in self.root.rglob("*.json")))
+
+    def provenance(self, name: str) -> dict:
+        """What the store knows of an entry: checksum, size, date, wall time, versions, host."""
+        return json.loads((self.root / (name + ".json")).read_text())
+
+    def damage(self, name: str) -> str | None:
+        """What is wrong with an entry, or None if its bytes are those that were stored."""
+        return self._read(name)[1]
+
+    def _get(self, name, compute, dump, load):
+        if name in self:
+            data, damage = self._read(name)
+            if damage is None:
+                return load(data)
+            print(f"unmask: {self.root / name} is damaged ({damage}); computing it again", file=sys.stderr)
+        start = time.perf_counter()
+        data = dump(compute())
+        self._put(name, data, time.perf_counter() - start)
+        return load(data)  # what a later run will read, to the bit
+
+    def _read(self, name):
+        try:
+            data = (self.root / name).read_bytes()
+            expected = self.provenance(name)
+        except FileNotFoundError as error:
+            return b"", f"{Path(error.filename).suffix} file missing"
+        except ValueError:
+            return b"", "its .json cannot be read"
+        if len(data) != expected.get("bytes"):
+            return b"", f"{len(data)} bytes, stored were {expected.get('bytes')}"
+        if hashlib.sha256(data).hexdigest() != expected.get("sha256"):
+            return b"", "its content was altered"
+        return data, None
+
+    def _put(self, name, data, seconds):
+        import torch
+
+        path = self.root / name
+        about = {
+            "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "seconds": round(seconds, 3),
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "torch": torch.__version__,
+            "python": platform.python_version(), "machine": f"{platform.machine()} {platform.system()}",
+        }
+        with self._writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_atomically(path, data)
+            _write_atomically(path.with_name(path.name + ".json"), json.dumps(about, indent=1).encode())
+
+    @contextlib.contextmanager
+    def _writing(self, path):
+        try:
+            yield
+        except OSError as error:
+            raise UnmaskError(f"store={str(self.root)!r}: cannot write {path}: {error.strerror}") from error
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

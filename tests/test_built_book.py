@@ -1,0 +1,189 @@
+"""The built book, as files and as a reader sees it in Chromium. `make test` builds it first."""
+
+import functools
+import os
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).resolve().parent.parent
+HTML = ROOT / "build/_build/html"
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
+
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+@pytest.fixture(autouse=True)
+def built():
+    missing = [page for page in PAGES if not html_file(page).exists()]
+    if missing:
+        pytest.fail(f"the book is not built ({missing[0]} is missing): run `make book`", pytrace=False)
+
+
+def html_file(page):
+    return HTML / f"{page}.html"
+
+
+@functools.cache
+def parsed(path):
+    return BeautifulSoup(path.read_text(), "html.parser")
+
+
+def source(page):
+    """The page's source, as a path of the repository."""
+    return f"{page}.ipynb" if (ROOT / f"{page}.ipynb").exists() else f"{page}.md"
+
+
+# --- as files
+
+@every_page
+def test_links_within_the_book_resolve(page):
+    broken = []
+    for link in parsed(html_file(page)).select("a[href]"):
+        url = urlsplit(link["href"])
+        if url.scheme or url.netloc:
+            continue
+        target = (html_file(page).parent / unquote(url.path)).resolve() if url.path else html_file(page)
+        if not target.is_file():
+            broken.append(link["href"])
+        elif url.fragment and target.suffix == ".html" and not parsed(target).find(id=unquote(url.fragment)):
+            broken.append(link["href"])
+    assert not broken
+
+
+@every_page
+def test_images_exist_and_are_described(page):
+    for image in parsed(html_file(page)).select("img"):
+        assert (html_file(page).parent / image["src"]).is_file(), image
+        assert image.get("alt", "").strip(), image
+        assert not re.search(r"\.(png|svg|jpe?g)$", image["alt"]), f"the alt text is a file name: {image}"
+
+
+@every_page
+def test_figures_of_notebooks_have_captions(page):
+    for image in parsed(html_file(page)).select(".cell_output img"):
+        figure = image.find_parent("figure")
+        assert figure and figure.find("figcaption") and figure.find("figcaption").get_text(strip=True), image
+
+
+@every_page
+def test_nothing_is_loaded_from_the_network(page):
+    loads = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src",
+             "embed": "src", "object": "data"}
+    html = parsed(html_file(page))
+    urls = [tag.get(loads[tag.name], "") for tag in html.find_all(list(loads))]
+    urls += [tag["href"] for tag in html.find_all("link", href=True)
+             if {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "manifest"} & set(tag.get("rel", []))]
+    assert not [url for url in urls if urlsplit(url).netloc]
+
+
+def test_no_stylesheet_loads_from_the_network():
+    remote = re.compile(r"""@import\s+(url\()?["']?(https?:)?//|url\(\s*["']?(https?:)?//""")
+    assert not [path.name for path in HTML.rglob("*.css") if remote.search(path.read_text())]
+
+
+@every_page
+def test_buttons_lead_to_the_page_s_source(page):
+    assert (ROOT / source(page)).exists()
+    links = [link["href"] for link in parsed(html_file(page)).select(".article-header-buttons a[href]")]
+    targets = [match[1] for link in links
+               if (match := re.search(r"(?:/edit/main/|/blob/main/|urlpath=lab/tree/)(.*)", link))]
+    downloads = [link.partition("_sources/")[2] for link in links if "_sources/" in link]
+    assert targets == [source(page)] * (3 if source(page).endswith(".ipynb") else 1)  # Binder, Colab; edit
+    assert downloads == [source(page)]
+
+
+# --- as a reader sees it
+
+@pytest.fixture(scope="session")
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        stop = pytest.fail if os.environ.get("CI") else pytest.skip
+        stop("no Chromium: install one of " + ", ".join(names))
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=quiet)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A browser tab that notes in `tab.complaints` whatever goes wrong in it."""
+    def note(what, url=""):
+        # The last theme for Python 3.10 asks for icon fonts early, which file:// forbids, and draws icons without them.
+        if "/webfonts/fa-" not in what + url:
+            tab.complaints.append(f"{what} {url}".strip())
+
+    tab = browser.new_page()
+    tab.set_default_timeout(60_000)
+    tab.complaints = []
+    tab.on("console", lambda message: message.type == "error" and note(message.text, message.location["url"]))
+    tab.on("pageerror", lambda error: note(str(error)))
+    tab.on("requestfailed", lambda request: note("failed:", request.url))
+    tab.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:"))
+           or note("from the network:", request.url))
+    yield tab
+    tab.close()
+
+
+MISSING_IMAGES = "[...document.images].filter(image => !image.naturalWidth).map(image => image.src)"
+
+UNRENDERED_MATH = r"""() => {
+    const raw = [...document.querySelectorAll(".math")].filter(e => !e.querySelector("mjx-container"));
+    const wrong = [...document.querySelectorAll("mjx-merror, [data-mjx-error]")];
+    const walker = document.createTreeWalker(document.querySelector("article"), NodeFilter.SHOW_TEXT);
+    const left = [];
+    while (walker.nextNode())
+        if (/\\\(|\\\[|\$\$/.test(walker.currentNode.data) && !walker.currentNode.parentElement.closest("pre, code, script"))
+            left.push(walker.currentNode.parentElement);
+    return [...raw, ...wrong, ...left].map(e => e.outerHTML.slice(0, 200));
+}"""
+
+# Wide tables and code may scroll within themselves; nothing else may stick out of the window.
+STICKING_OUT = """() => {
+    const width = document.documentElement.clientWidth;
+    const scrolls = e => e && e !== document.body &&
+        (["auto", "scroll"].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+    const wide = [...document.querySelectorAll("article, article *")].filter(
+        e => e.checkVisibility() && e.getBoundingClientRect().right > width + 1
+             && !e.closest("mjx-assistive-mml") && !scrolls(e.parentElement) && !scrolls(e));
+    const page = document.documentElement.scrollWidth > width ? [document.body] : [];
+    return [...page, ...wide].map(e => e.outerHTML.slice(0, 200));
+}"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@every_page
+def test_a_reader_sees_all_of_the_page(tab, page, width):
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.goto(html_file(page).as_uri())
+    tab.evaluate("window.MathJax && MathJax.startup.promise")
+    assert tab.evaluate(MISSING_IMAGES) == []
+    assert tab.evaluate(UNRENDERED_MATH) == []
+    assert tab.evaluate(STICKING_OUT) == []
+    assert tab.complaints == []
+
+
+def test_the_front_page_is_the_introduction(tab):
+    tab.goto((HTML / "index.html").as_uri())
+    tab.wait_for_url(html_file(PAGES[0]).as_uri())
+
+
+def test_search_finds_a_word(tab):
+    """Excerpts of the results need a web server, so only their titles are looked at."""
+    tab.goto((HTML / "search.html").as_uri() + "?q=barrier")
+    tab.wait_for_selector("#search-results li a")
+    titles = tab.locator("#search-results li a").all_inner_texts()
+    assert any("Definitions" in title or "barrier" in title for title in titles), titles
