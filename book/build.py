@@ -70,6 +70,7 @@ def stage():
     for folder in (SOURCE, INDEX.parents[1]):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree("book", SOURCE / "book", ignore=shutil.ignore_patterns("*.py", "*.ipynb", "__pycache__", ".*"))
+    (SOURCE / "book/_static").rename(SOURCE / "_static")  # where Jupyter Book looks for style sheets
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(name, SOURCE / name)
     (SOURCE / "notebooks").mkdir()

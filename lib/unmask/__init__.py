@@ -7,9 +7,10 @@ import importlib
 
 _HOME = {
     "UnmaskError": "errors", "Experiment": "experiments", "experiment": "experiments", "PRESETS": "experiments",
-    "Store": "store", "Runs": "chains", "table": "measure",
+    "Store": "store", "Runs": "chains", "table": "measure", "published": "results",
 }
-_MODULES = ("barriers", "chains", "claims", "data", "figures", "measure", "networks", "parallel", "pruning", "train")
+_MODULES = ("barriers", "chains", "claims", "data", "figures", "measure", "networks", "parallel", "pruning", "results",
+            "train")
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -12,8 +12,7 @@ import pandas as pd
 
 from .barriers import barrier
 from .experiments import Experiment
-from .measure import INTERPOLATED, table
-from .store import Store
+from .measure import INTERPOLATED
 
 CASES_NEEDED = 5
 COLUMNS = ("finding", "claim", "statistic", "rule", "cases", "seeds", "verdict")
@@ -186,10 +185,9 @@ def linear_connectivity(levels: pd.DataFrame, segments: pd.DataFrame, pairs: pd.
     return Verdicts(rows)
 
 
-def all_verdicts(experiment: Experiment, store: Store | None = None, jobs: int | None = None) -> Verdicts:
-    """Every verdict of every finding for one experiment."""
-    levels, segments, pairs, controls = (
-        table(name, experiment, store, jobs) for name in ("levels", "segments", "pairs", "controls"))
+def all_verdicts(tables: dict[str, pd.DataFrame], experiment: Experiment) -> Verdicts:
+    """Every verdict of every finding, from all tables of one experiment by name."""
+    levels, segments, pairs, controls = (tables[name] for name in ("levels", "segments", "pairs", "controls"))
     return Verdicts(winning_tickets(levels, controls, experiment).rows
                     + linear_connectivity(levels, segments, pairs, controls, experiment).rows)
 
@@ -212,10 +210,11 @@ class Verdicts:
     def _repr_html_(self) -> str:
         # Statistic and number of cases carry a class: they may differ in the last digits from machine to machine,
         # and the comparison of committed with fresh verdicts leaves them out.
-        head = "<tr><th>finding</th><th>claim</th><th>measured</th><th>rule</th><th>cases</th><th>seeds</th><th>verdict</th></tr>"
+        names = ("finding", "claim", "measured", "rule", "cases", "seeds", "verdict")
+        head = f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
         body = "\n".join(
-            f'<tr><td>{row.finding}</td><td>{html.escape(row.claim)}</td><td class="statistic">{_percent(row.statistic)}</td>'
-            f'<td>{row.rule}</td><td class="statistic">{row.cases}</td><td>{row.seeds}</td>'
+            f'<tr><td>{row.finding}</td><td>{html.escape(row.claim)}</td>'
+            f'<td class="statistic">{_percent(row.statistic)}</td><td>{row.rule}</td><td class="statistic">{row.cases}</td><td>{row.seeds}</td>'
             f'<td class="verdict"><strong>{row.verdict}</strong></td></tr>' for row in self.table.itertuples())
         return f'<table class="table verdicts">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
 

@@ -12,7 +12,7 @@ from .experiments import PRESETS, Experiment, experiment, parse_setting
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it worked, 1 if something is wrong in the store, 2 with one line on stderr for bad input."""
+    """Run one command. Returns 0; 1 if the store is damaged; 2, with one line on stderr, for bad input."""
     options = _parser().parse_args(arguments)
     try:
         return options.command(options) or 0
@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
                          help="change a field of the preset; lists as 0,50,100")
     command.add_argument("--jobs", type=int, metavar="N", help="processes to use (default: one for each core)")
+    command.add_argument("--publish", action="store_true", help="also write the tables, with provenance, to results/")
     command.set_defaults(command=_run)
 
     command = commands.add_parser("execute", help="execute notebooks, parameters checked first")
@@ -71,6 +72,10 @@ def _run(options) -> None:
     store = Store()
     measure.compute(chosen, store, options.jobs)
     print(f"unmask: everything for {chosen.preset} (identity {chosen.id}) is in {store.root}")
+    if options.publish:
+        from .results import publish
+
+        print(f"unmask: published to {publish(chosen, store, options.jobs)}")
 
 
 def _execute(options) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import claims
 from .experiments import Experiment
@@ -30,7 +30,8 @@ def set_style() -> None:
     """The book's look; call once in a notebook."""
     sns.set_theme("notebook", "ticks", "colorblind", rc={
         "figure.dpi": 150, "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "axes.titlesize": "medium", "lines.markersize": 5})
+        "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "axes.titlesize": "medium",
+        "lines.markersize": 5})
 
 
 def errors_by_level(ax: Axes, levels: pd.DataFrame, experiment: Experiment) -> None:
@@ -40,6 +41,7 @@ def errors_by_level(ax: Axes, levels: pd.DataFrame, experiment: Experiment) -> N
     _matching_line(ax, levels, experiment)
     _density_axis(ax, levels.density)
     ax.set_ylabel("test error (%)")
+    _log_error_axis(ax)
     ax.legend()
 
 
@@ -50,6 +52,7 @@ def errors_of_controls(ax: Axes, levels: pd.DataFrame, controls: pd.DataFrame, e
     _matching_line(ax, levels, experiment)
     _density_axis(ax, controls.density)
     ax.set_ylabel("test error (%)")
+    _log_error_axis(ax)
     ax.legend()
 
 
@@ -62,7 +65,7 @@ def zigzag(levels: pd.DataFrame, segments: pd.DataFrame, experiment: Experiment)
     points = pd.concat([levels[["seed", "rewind_step", "level", "test_error"]],
                         middle.assign(level=middle.level + 0.5)[["seed", "rewind_step", "level", "test_error"]]])
     steps = sorted(points.rewind_step.unique())
-    figure, axes = plt.subplots(1, len(steps), figsize=(3.4 * len(steps) + 0.6, 3.8), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(steps), figsize=(3 * len(steps), 3.6), sharey=True, squeeze=False)
     for ax, style, step in zip(axes[0], _styles(), steps):
         chain = points[points.rewind_step == step].sort_values("level")
         for _, seed in chain.groupby("seed"):
@@ -74,9 +77,9 @@ def zigzag(levels: pd.DataFrame, segments: pd.DataFrame, experiment: Experiment)
         ax.plot(whole.index, whole, "o", color=style["color"], label="trained network")
         ax.plot(half.index, half, "o", color=style["color"], mfc="white", label="midpoint between two")
         _matching_line(ax, levels, experiment)
-        ax.set(title=f"rewound to step {step}", xlabel="pruning level", yscale="log")
+        ax.set(title=f"rewound to step {step}", xlabel="pruning level")
         ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-        _plain_log(ax.yaxis)
+        _log_error_axis(ax)
     axes[0, 0].set_ylabel("test error (%)")
     axes[0, -1].legend(loc="upper left")
     return figure
@@ -86,15 +89,15 @@ def along_segments(segments: pd.DataFrame, experiment: Experiment) -> Figure:
     """Test error along whole segments between successive levels: the first, a middle and the last pair."""
     segments = segments[segments.norms == INTERPOLATED]
     starts = sorted({0, experiment.levels // 2, experiment.levels - 1})
-    figure, axes = plt.subplots(1, len(starts), figsize=(3.4 * len(starts) + 0.6, 3.5), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(starts), figsize=(3 * len(starts), 3.3), sharey=True, squeeze=False)
     for ax, start in zip(axes[0], starts):
         pair = segments[segments.level == start]
         for style, (step, chain) in zip(_styles(), pair.groupby("rewind_step")):
             _mean_and_range(ax, chain, "t", "test_error", label=f"rewound to step {step}", **style)
         density = (1 - experiment.prune_fraction) ** start
-        ax.set(title=f"level {start} to {start + 1} ({density:.0%} of weights)", yscale="log",
-               xlabel=f"position between level {start} and {start + 1}")
-        _plain_log(ax.yaxis)
+        ax.set(title=f"from level {start} ({density:.0%} of weights)",
+               xlabel=f"position from level {start} to {start + 1}")
+        _log_error_axis(ax)
     axes[0, 0].set_ylabel("test error (%)")
     axes[0, 0].legend()
     return figure
@@ -107,11 +110,11 @@ def barrier_against_excess(ax: Axes, pairs: pd.DataFrame, experiment: Experiment
     logarithmic beyond.
     """
     e = experiment
-    x, y = PERCENT * pairs.excess, PERCENT * pairs.barrier
+    x = PERCENT * pairs.excess
     ax.set_xscale("symlog", linthresh=PERCENT * e.epsilon)
     ax.set_yscale("symlog", linthresh=PERCENT * e.lmc_threshold)
     left, right = min(x.min() * 1.2, -PERCENT * e.epsilon), max(x.max() * 1.3, 2 * PERCENT * e.epsilon)
-    bottom, top = -0.15 * PERCENT * e.lmc_threshold, 100
+    bottom, top = -0.3 * PERCENT * e.lmc_threshold, 100
     ax.fill_between([left, PERCENT * e.epsilon], PERCENT * e.lmc_threshold, top, color="0.5", alpha=0.15, lw=0)
     ax.fill_between([PERCENT * e.epsilon, right], bottom, PERCENT * e.lmc_threshold, color="0.5", alpha=0.15, lw=0)
     ax.axvline(PERCENT * e.epsilon, color="0.3", lw=1)
@@ -127,9 +130,8 @@ def barrier_against_excess(ax: Axes, pairs: pd.DataFrame, experiment: Experiment
     for matching, connected in ((True, True), (True, False), (False, True), (False, False)):
         count = int(((pairs.matching == matching) & (pairs.connected == connected)).sum())
         words = ("matching" if matching else "not matching") + (", connected" if connected else ", not connected")
-        ax.annotate(f"{words}: {count}", (0.02 if matching else 0.98, 0.02 if connected else 0.97),
-                    xycoords="axes fraction", ha="left" if matching else "right", va="bottom" if connected else "top",
-                    fontsize="small", weight="bold")
+        ax.annotate(f"{words}: {count}", (0 if matching else 1, 0.02 if connected else 1.01),
+                    xycoords="axes fraction", ha="left" if matching else "right", va="bottom", fontsize="small")
     ax.set(xlim=(left, right), ylim=(bottom, top), xlabel="test error above the dense network (percentage points)",
            ylabel="barrier to the level before\n(percentage points)")
     for axis in (ax.xaxis, ax.yaxis):
@@ -143,7 +145,7 @@ def all_pairs(levels: pd.DataFrame, pairs: pd.DataFrame, experiment: Experiment)
     A line marks the sparsest level up to which all levels match, on average over seeds.
     """
     steps = sorted(pairs.rewind_step.unique())
-    figure, axes = plt.subplots(1, len(steps), figsize=(3.6 * len(steps) + 0.8, 3.7), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(steps), figsize=(3 * len(steps) + 0.6, 3.4), sharey=True, squeeze=False)
     size = experiment.levels + 1
     for ax, step in zip(axes[0], steps):
         chain = pairs[pairs.rewind_step == step].groupby(["level", "other"]).barrier.mean() * PERCENT
@@ -155,7 +157,9 @@ def all_pairs(levels: pd.DataFrame, pairs: pd.DataFrame, experiment: Experiment)
         for line in (ax.axhline, ax.axvline):
             line(last + 1, color="#d55e00", lw=1.5, ls="--")
         ax.set(title=f"rewound to step {step}", xlabel="level", ylabel="level" if ax is axes[0, 0] else "")
-        ax.tick_params(labelsize="x-small", rotation=0)
+        ax.set(xticks=np.arange(0, size, 2) + 0.5, yticks=np.arange(0, size, 2) + 0.5,
+               xticklabels=range(0, size, 2), yticklabels=range(0, size, 2))
+        ax.tick_params(labelsize="small", rotation=0)
     return figure
 
 
@@ -234,3 +238,10 @@ def _plain_log(axis) -> None:
     """Write 1, 10, 100 instead of powers of ten."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _log_error_axis(ax: Axes) -> None:
+    """Errors in percent on a log scale, labelled 1, 2, 5, 10, 20, 50."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    _plain_log(ax.yaxis)

@@ -12,8 +12,8 @@ from typing import Callable, NamedTuple
 import numpy as np
 import pandas as pd
 
-from . import networks, parallel
-from .barriers import METRICS, barrier, segment
+from . import data, networks, parallel
+from .barriers import barrier, interpolate, segment
 from .chains import CONTROLS, Runs
 from .errors import UnmaskError
 from .experiments import Experiment
@@ -55,10 +55,17 @@ def segments(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
 def pairs(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
     """Test-error barrier at the midpoint between every two levels of one chain. Columns: level, other, barrier."""
     states = [runs.level(seed, rewind_step, level).state for level in range(runs.experiment.levels + 1)]
+
+    def error(state):
+        networks.load_state(runs.network, state)
+        return evaluate(runs.network, runs.data.test).error
+
+    ends = [error(state) for state in states]
     rows = []
     for level, other in combinations(range(len(states)), 2):
-        part = segment(runs.network, states[level], states[other], (0.0, 0.5, 1.0), runs.data, ("test_error",))
-        rows.append({"level": level, "other": other, "barrier": barrier(part)})
+        middle = error(interpolate(states[level], states[other], 0.5))
+        path = pd.DataFrame({"t": (0.0, 0.5, 1.0), "test_error": (ends[level], middle, ends[other])})
+        rows.append({"level": level, "other": other, "barrier": barrier(path)})
     return pd.DataFrame(rows)
 
 
@@ -121,6 +128,11 @@ def table(name: str, experiment: Experiment, store: Store | None = None, jobs: i
         for keys in _all_keys(experiment, name)], ignore_index=True)
 
 
+def all_tables(experiment: Experiment, store: Store | None = None, jobs: int | None = None) -> dict[str, pd.DataFrame]:
+    """Every table of the experiment, by name."""
+    return {name: table(name, experiment, store, jobs) for name in TABLES}
+
+
 def compute(experiment: Experiment, store: Store, jobs: int | None = None, tables: tuple[str, ...] = tuple(TABLES),
             ) -> None:
     """Everything the named tables need: trainings first, then measurements, each in parallel.
@@ -137,7 +149,7 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
         for name in tables for keys in _all_keys(experiment, name)]
     if all(output in store for task in measurements for output, _ in task.outputs):
         return
-    runs.data  # generated once, before there are several processes to do it
+    data.load(experiment, store)  # generated once, before there are several processes to do it
     for wave in _trainings(runs, controls="controls" in tables):
         parallel.run(wave, experiment, store, jobs)
     parallel.run(measurements, experiment, store, jobs, doing="measurements")
@@ -153,7 +165,8 @@ def _trainings(runs: Runs, controls: bool) -> list[list[parallel.Task]]:
 
     def chain(seed, rewind_step):
         return parallel.Task("measure:train_level", (seed, rewind_step, e.levels), tuple(
-            (runs.level_name(seed, rewind_step, level) + TENSORS, f"seed {seed}, rewind step {rewind_step}, level {level}")
+            (runs.level_name(seed, rewind_step, level) + TENSORS,
+             f"seed {seed}, rewind step {rewind_step}, level {level}")
             for level in range(1, e.levels + 1)))
 
     def control(kind, seed, level):
@@ -194,7 +207,8 @@ def read_part(runs: Runs, name: str, keys: tuple) -> pd.DataFrame:
 
 
 def train_level(runs: Runs, seed: int, rewind_step: int, level: int) -> None:
-    runs.level(seed, rewind_step, level)
+    for reached in range(level + 1):  # one after the other, so that each entry's wall time is its own
+        runs.level(seed, rewind_step, reached)
 
 
 def train_control(runs: Runs, kind: str, seed: int, level: int) -> None:

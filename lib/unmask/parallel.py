@@ -10,7 +10,6 @@ import functools
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import NamedTuple, Sequence
 
 from .experiments import Experiment

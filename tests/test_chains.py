@@ -1,0 +1,143 @@
+"""Chains: the invariants of iterative magnitude pruning, its controls, and tables that do not depend on who ran."""
+
+import pytest
+import torch
+
+from unmask import chains, measure, pruning
+from unmask.chains import CONTROLS, Runs
+from unmask.errors import UnmaskError
+from unmask.experiments import experiment
+from unmask.store import Store
+from unmask.train import generator, train
+
+
+@pytest.fixture
+def runs(smoke_store):
+    return Runs(experiment("smoke"), smoke_store)
+
+
+def test_masks_nest_and_count_exactly(runs):
+    for step in runs.experiment.rewind_steps:
+        masks = [runs.level(0, step, level).mask for level in range(4)]
+        assert [pruning.survivors(mask) for mask in masks] == [1876, 1501, 1201, 961]
+        for denser, sparser in zip(masks, masks[1:]):
+            assert all((sparser[name] <= denser[name]).all() for name in sparser)
+
+
+def test_each_mask_is_the_magnitude_mask_of_the_solution_before(runs):
+    for level in range(3):
+        solution, mask = runs.level(1, 5, level)
+        expected = pruning.prune_magnitude(solution, mask, runs.survivors(level + 1))
+        assert all(torch.equal(expected[name], kept) for name, kept in runs.level(1, 5, level + 1).mask.items())
+
+
+def test_pruned_weights_of_solutions_are_exactly_zero(runs):
+    tickets = [runs.level(0, 5, 3)] + [runs.control(kind, 0, 2) for kind in CONTROLS]
+    for state, mask in tickets:
+        for name, kept in mask.items():
+            assert (state[name][~kept] == 0).all() and (state[name][kept] != 0).any()
+
+
+def test_a_level_is_the_rewind_point_times_its_mask_trained_to_the_end(runs):
+    e = runs.experiment
+    state, mask = runs.level(0, 5, 2)
+    again = train(e, runs.data.train, runs.rewind_point(0, 5), mask, (0, "order", 2), start=5)[e.steps]
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def test_rewind_points_lie_on_the_dense_run(runs, tmp_path):
+    e = runs.experiment
+    again = train(e, runs.data.train, runs.initial(0), runs.dense_mask, (0, "order", 0), snapshots=[0, 5, e.steps])
+    for step in (0, 5):
+        assert all(torch.equal(again[step][n], t) for n, t in runs.rewind_point(0, step).items())
+    assert all(torch.equal(again[e.steps][n], t) for n, t in runs.dense(0).state.items())
+    assert all(torch.equal(again[0][n], t) for n, t in runs.initial(0).items())
+    # asked for on its own, in an empty store, a rewind point is the same
+    alone = Runs(e, Store(tmp_path / "alone")).rewind_point(0, 5)
+    assert all(torch.equal(again[5][n], t) for n, t in alone.items())
+
+
+def test_controls_are_as_sparse_as_imp_and_differ_as_they_should(runs):
+    imp = runs.level(0, 5, 2)
+    masks = {kind: runs.control(kind, 0, 2).mask for kind in CONTROLS}
+    for mask in masks.values():
+        assert pruning.survivors(mask) == pruning.survivors(imp.mask)
+
+    def per_layer(mask):
+        return [int(kept.sum()) for kept in mask.values()]
+
+    def same(one, other):
+        return all(torch.equal(one[name], other[name]) for name in one)
+
+    assert per_layer(masks["shuffled"]) == per_layer(imp.mask) and not same(masks["shuffled"], imp.mask)
+    assert same(masks["reinitialized"], imp.mask)
+    assert not same(masks["random"], imp.mask) and per_layer(masks["random"]) != per_layer(imp.mask)
+    assert same(masks["one-shot"], pruning.prune_magnitude(runs.dense(0).state, runs.dense_mask, runs.survivors(2)))
+
+
+def test_what_exists_is_not_trained_again(runs, monkeypatch):
+    runs.level(0, 5, 3)
+    monkeypatch.setattr(chains, "train", lambda *_, **__: pytest.fail("trained again"))
+    runs.level(0, 5, 3)
+    runs.rewind_point(0, 5)
+
+
+def test_seeds_levels_and_rewind_steps_extend_a_store(runs, monkeypatch):
+    e, trained = runs.experiment, []
+    measure.compute(e, runs.store, jobs=1, tables=("levels",))
+    monkeypatch.setattr(chains, "train", lambda *args, **kwargs: trained.append(1) or train(*args, **kwargs))
+    measure.compute(e.but(seeds=3, levels=4), runs.store, jobs=1, tables=("levels",))
+    # a new seed: dense and 4 levels for each of 2 rewind steps; the old seeds: one more level for each of 2
+    assert len(trained) == (1 + 2 * 4) + 2 * 2 * 1
+
+
+def test_unknown_places_in_the_chain_are_refused(runs):
+    for call, said in ((lambda: runs.level(0, 7, 1), "rewind_step=7: the experiment has \\[0, 5\\]"),
+                       (lambda: runs.level(0, 5, 4), "level=4: the experiment has levels 0 to 3"),
+                       (lambda: runs.level(0, 5, -1), "level=-1"),
+                       (lambda: runs.control("magic", 0, 2), "control='magic': must be one of random")):
+        with pytest.raises(UnmaskError, match=said):
+            call()
+
+
+def test_generators_differ_by_every_name_and_repeat():
+    draws = {str(generator(*names).initial_seed()) for names in (
+        (0, "order", 1), (1, "order", 1), (0, "order", 2), (0, "shuffle", 1), (0, "order", 1, 0))}
+    assert len(draws) == 5
+    assert generator(0, "a").initial_seed() == generator(0, "a").initial_seed()
+
+
+def test_two_cold_runs_with_one_and_two_jobs_give_byte_identical_tables(tmp_path):
+    e = experiment("smoke")
+    files = []
+    for jobs in (1, 2):
+        store = Store(tmp_path / str(jobs))
+        for name in measure.TABLES:
+            measure.table(name, e, store, jobs)
+        files.append({name: (store.root / name).read_bytes() for name in store.names()})
+    assert files[0].keys() == files[1].keys() and len(files[0]) > 40
+    assert [name for name in files[0] if files[0][name] != files[1][name]] == []
+
+
+def test_tables_have_a_row_for_every_case(runs):
+    e, store = runs.experiment, runs.store
+    rows = {name: len(measure.table(name, e, store, 1)) for name in measure.TABLES}
+    chains_, pairs = 2 * 2, 3
+    assert rows == {"levels": chains_ * 4, "segments": chains_ * pairs * (3 + 3), "pairs": chains_ * 6,
+                    "controls": 2 * 1 * 5}
+
+
+def test_the_level_table_says_what_evaluation_says(runs):
+    from unmask import networks
+    from unmask.train import evaluate
+
+    table = measure.table("levels", runs.experiment, runs.store, 1)
+    row = table[(table.seed == 1) & (table.rewind_step == 5) & (table.level == 3)].iloc[0]
+    networks.load_state(runs.network, runs.level(1, 5, 3).state)
+    assert row.test_error == evaluate(runs.network, runs.data.test).error
+    assert row.survivors == 961 and row.density == 961 / 1876
+
+
+def test_unknown_table_is_refused(runs):
+    with pytest.raises(UnmaskError, match="table='nope': must be one of levels, segments"):
+        measure.table("nope", runs.experiment, runs.store)

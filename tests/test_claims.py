@@ -1,0 +1,110 @@
+"""Verdicts from hand-made tables whose answers are known."""
+
+import pandas as pd
+import pytest
+
+from unmask import claims
+from unmask.experiments import experiment
+
+E = experiment("miniature", levels=3, rewind_steps=(0, 10), seeds=1)
+DENSITY = [1.0, 0.4, 0.15, 0.1]
+
+
+def levels(late=(0.04, 0.04, 0.045, 0.10), early=(0.04, 0.10, 0.12, 0.20), seeds=6):
+    return pd.DataFrame([
+        {"seed": seed, "rewind_step": step, "level": level, "density": DENSITY[level], "test_error": error}
+        for seed in range(seeds) for step, errors in ((0, early), (10, late)) for level, error in enumerate(errors)])
+
+
+def segments(table, bump):
+    """A midpoint that lies `bump(rewind_step, level)` above the mean of the ends."""
+    rows = []
+    for (seed, step), chain in table.groupby(["seed", "rewind_step"]):
+        errors = chain.set_index("level").test_error
+        for level in range(3):
+            ends = errors[level], errors[level + 1]
+            middle = sum(ends) / 2 + bump(step, level)
+            rows += [{"seed": seed, "rewind_step": step, "level": level, "next_level": level + 1, "norms": norms, "t": t,
+                      "test_error": error} for norms in ("interpolated", "re-estimated")
+                     for t, error in ((0, ends[0]), (0.5, middle), (1, ends[1]))]
+    return pd.DataFrame(rows)
+
+
+def pairs(table, barrier):
+    return pd.DataFrame([{"seed": seed, "rewind_step": step, "level": a, "other": b, "barrier": barrier(step, a, b)}
+                         for (seed, step), _ in table.groupby(["seed", "rewind_step"])
+                         for a in range(4) for b in range(a + 1, 4)])
+
+
+def controls(error=0.3, barrier=0.5, seeds=6):
+    kinds = {"imp": (0.045, 0.0)} | {kind: (error, barrier) for kind in (
+        "random", "shuffled", "reinitialized", "one-shot")}
+    return pd.DataFrame([{"seed": seed, "kind": kind, "level": 2, "density": 0.15, "test_error": e, "previous_error": 0.04,
+                          "barrier": b} for seed in range(seeds) for kind, (e, b) in kinds.items()])
+
+
+PAPER = dict(bump=lambda step, level: 0.6 if step == 0 or level == 2 else 0.0,
+             barrier=lambda step, a, b: 0.6 if step == 0 or b == 3 else 0.0)
+
+
+def verdicts(bump, barrier, others=None):
+    table = levels()
+    others = controls() if others is None else others
+    made = claims.linear_connectivity(table, segments(table, bump), pairs(table, barrier), others, E)
+    return made.table.verdict.tolist()
+
+
+def test_matching_is_relative_to_the_same_seeds_dense_error():
+    table = levels()
+    table.loc[(table.seed == 0) & (table.level == 0), "test_error"] = 0.10
+    judged = claims.with_matching(table, E).set_index(["seed", "rewind_step", "level"])
+    assert judged.matching[0, 0, 1] and not judged.matching[1, 0, 1]
+    assert judged.excess[1, 0, 1] == pytest.approx(0.06)
+
+
+def test_the_papers_picture_holds_throughout():
+    assert verdicts(**PAPER) == ["holds"] * 8
+    assert claims.winning_tickets(levels(), controls(), E).table.verdict.tolist() == ["holds"] * 6
+
+
+def test_barriers_everywhere_fail_what_they_should():
+    made = verdicts(lambda step, level: 0.6, lambda *_: 0.6)
+    assert made[:2] == ["fails", "fails"] and made[2] == "not decidable"  # nothing is connected
+    assert made[3] == "holds" and made[4] == "fails"
+
+
+def test_no_barrier_anywhere_fails_what_it_should():
+    made = verdicts(lambda step, level: 0.0, lambda *_: 0.0)
+    assert made[0] == "fails" and made[1] == "holds" and made[2] == "fails" and made[3] == "fails"
+
+
+def test_controls_as_good_as_imp_fail_the_claims_that_they_are_not():
+    made = verdicts(**PAPER, others=controls(0.045, 0.0))
+    assert made[6:] == ["fails", "fails"]
+    assert claims.winning_tickets(levels(), controls(0.045, 0.0), E).table.verdict.tolist()[2:] == ["fails"] * 4
+
+
+def test_few_cases_are_not_decidable():
+    table = levels(seeds=1)
+    made = claims.linear_connectivity(table, segments(table, PAPER["bump"]), pairs(table, PAPER["barrier"]),
+                                      controls(seeds=1), E).table
+    assert made.verdict.tolist()[-1] == "not decidable" and made.cases.tolist()[-1] == 1
+
+
+def test_contingency_and_exceptions_count_and_name():
+    table = levels(seeds=2)
+    judged = claims.successive(table, segments(table, lambda step, level: 0.0), E)
+    counts = claims.contingency(judged)
+    assert counts.loc["matching", "connected"] == 4 and counts.loc["not matching"].sum() == 8
+    odd = claims.exceptions(judged)
+    assert set(odd.which) == {"connected, not matching"}
+    assert len(odd) == ((judged.connected) & ~judged.matching).sum()
+    # rewound to 0, level 0 to 1: half the difference of the ends is a barrier of 3 points even on a straight line
+    assert not judged.set_index(["seed", "rewind_step", "level"]).connected[0, 0, 0]
+
+
+def test_no_verdict_is_left_out_of_the_page():
+    table = claims.winning_tickets(levels(), controls(), E)
+    page = table._repr_html_()
+    assert page.count("<tr>") == len(table.table) + 1 and page.count('class="statistic"') == 2 * len(table.table)
+    assert repr(table).count("\n") == len(table.table) - 1

@@ -1,0 +1,104 @@
+"""Experiments: identities, and one clear line for every kind of bad input."""
+
+import subprocess
+import sys
+
+import pytest
+
+from unmask.cli import main
+from unmask.errors import UnmaskError
+from unmask.experiments import _ALLOWED, PRESETS, Experiment, experiment, parse_setting
+
+
+def test_identities_are_pinned_so_that_stored_results_stay_findable():
+    assert {name: (preset.id, preset.recipe) for name, preset in PRESETS.items()} == PINNED
+
+
+def test_every_changed_field_gives_a_new_identity():
+    changes = dict(train_samples=300, test_samples=400, data_seed=1, network="resnet1d", width=5, steps=41, batch_size=49,
+                   lr=0.3, momentum=0.5, weight_decay=0.0, milestones=(0.4,), lr_decay=0.2, rewind_steps=(0, 6),
+                   levels=2, prune_fraction=0.3, control_every=1, seeds=3, barrier_points=5, epsilon=0.02,
+                   lmc_threshold=0.03, agreement=0.8, higher_sparsity=0.4, ticket_density=0.3, device="cpu")
+    smoke = PRESETS["smoke"]
+    ids = {smoke.but(**{name: value}).id for name, value in changes.items()} | {smoke.id}
+    assert len(ids) == len(changes) + 1
+    assert set(changes) | {"preset", "dataset"} == set(Experiment.__dataclass_fields__)
+
+
+def test_counting_and_judging_reuse_trainings_but_training_settings_do_not():
+    smoke = PRESETS["smoke"]
+    for change in (dict(seeds=9), dict(levels=5), dict(rewind_steps=(0, 9)), dict(epsilon=0.5), dict(barrier_points=7)):
+        assert smoke.but(**change).recipe == smoke.recipe
+    for change in (dict(lr=0.3), dict(steps=41), dict(width=5), dict(prune_fraction=0.5), dict(data_seed=1)):
+        assert smoke.but(**change).recipe != smoke.recipe
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(steps=0), "steps=0: must be 1 or more"),
+    (dict(steps=-5), "steps=-5"),
+    (dict(levels=0), "levels=0"),
+    (dict(seeds=-1), "seeds=-1"),
+    (dict(seeds=2.0), "seeds=2.0: must be of type int"),
+    (dict(seeds=True), "seeds=True: must be of type int"),
+    (dict(lr="fast"), "lr='fast': must be of type float"),
+    (dict(lr=float("nan")), "lr=nan"),
+    (dict(lr=float("inf")), "lr=inf"),
+    (dict(rewind_steps=5), "rewind_steps=5: must be a list of int"),
+    (dict(rewind_steps=[0, 40]), "rewind_steps=[0, 40]: must be at most 39"),
+    (dict(rewind_steps=[5, 0]), "rewind_steps=[5, 0]: must be at least one, increasing"),
+    (dict(rewind_steps=[]), "rewind_steps=[]"),
+    (dict(prune_fraction=0.0), "prune_fraction=0.0: must be in (0, 1)"),
+    (dict(prune_fraction=1), "prune_fraction=1.0: must be in (0, 1)"),
+    (dict(barrier_points=10), "barrier_points=10: must be odd"),
+    (dict(batch_size=501), "batch_size=501: must be at most train_samples (500)"),
+    (dict(device="tpu"), "device='tpu': must be 'auto', 'cpu', 'cuda' or 'cuda:N'"),
+    (dict(network="vgg"), "network='vgg': must be one of resnet1d"),
+    (dict(learning_rate=1), "unknown field 'learning_rate': an experiment has dataset"),
+    (dict(preset="x"), "preset='x': must be one of miniature, smoke"),
+])
+def test_bad_values_are_named_with_what_is_allowed(change, said):
+    with pytest.raises(UnmaskError) as caught:
+        experiment(**{"preset": "smoke"} | change)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_field_is_checked_or_free():
+    assert set(Experiment.__dataclass_fields__) - set(_ALLOWED) == {"preset"}
+
+
+@pytest.mark.parametrize("text, parsed", [
+    ("seeds=4", ("seeds", 4)), ("lr=0.5", ("lr", 0.5)), ("rewind_steps=0,50", ("rewind_steps", (0, 50))),
+    ("rewind_steps=[0, 50]", ("rewind_steps", (0, 50))), ("device=cpu", ("device", "cpu")), ("foo=1", ("foo", "1"))])
+def test_settings_are_parsed_by_the_field_type(text, parsed):
+    assert parse_setting(text) == parsed
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["run", "nope"], "preset='nope': must be one of miniature, smoke"),
+    (["run", "smoke", "--set", "nope=1"], "unknown field 'nope'"),
+    (["run", "smoke", "--set", "lr=fast"], "lr='fast': must be of type float"),
+    (["run", "smoke", "--set", "lr"], "must have the form field=value"),
+    (["run", "smoke", "--jobs", "0"], "jobs=0: must be a whole number, 1 or more"),
+    (["run", "smoke", "--set", "device=cuda:99"], "device='cuda:99': this machine has"),
+    (["run", "smoke", "--set", "prune_fraction=0.9", "--set", "levels=9"], "would leave no weight"),
+    (["execute", "missing.ipynb"], "no such file"),
+    (["execute", "notebooks/01_winning_tickets.ipynb", "-p", "sedes", "2"], "unknown parameter 'sedes'"),
+    (["execute", "notebooks/01_winning_tickets.ipynb", "-p", "seeds", "two"], "seeds='two': must be of type int"),
+    (["execute", "notebooks/01_winning_tickets.ipynb", "-p", "settings", "3"], "settings=3: must be a dictionary"),
+    (["execute", "notebooks/01_winning_tickets.ipynb", "-p", "settings", "{'lrr': 3}"], "unknown field 'lrr'"),
+])
+def test_command_line_answers_bad_input_with_one_line_and_leaves_nothing(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("UNMASK_STORE", str(tmp_path / "store"))
+    assert main(arguments) == 2
+    captured = capsys.readouterr().err
+    assert said in captured and captured.count("\n") == 1 and captured.startswith("unmask: error: ")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_listing_presets_imports_nothing_heavy():
+    code = "import sys, unmask.cli; unmask.cli.main(['presets']); sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+PINNED = {'miniature': ('d3c4bb4174', 'mnist1d-resnet1d-strided-b227a2cc74'),
+          'smoke': ('3df3ec53ad', 'mnist1d-resnet1d-strided-f99868e3dd')}

@@ -1,0 +1,192 @@
+"""The network against a textbook construction, training against torch's optimizer, and the loop's invariants."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unmask import data, networks, pruning
+from unmask.errors import UnmaskError
+from unmask.experiments import experiment
+from unmask.train import batches, evaluate, generator, learning_rate, resolve_device, train
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv1d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm1d(outputs)
+        self.conv2, self.norm2 = nn.Conv1d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm1d(outputs)
+        if inputs != outputs:
+            self.conv3, self.norm3 = nn.Conv1d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm1d(outputs)
+
+    def forward(self, x):
+        shortcut = self.norm3(self.conv3(x)) if hasattr(self, "conv3") else x
+        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + shortcut)
+
+
+class PlainResNet(nn.Module):
+    """The network as a textbook would write it: nn.Conv1d and nn.BatchNorm1d on (batch, channels, length)."""
+
+    def __init__(self, w, kernel, stride):
+        super().__init__()
+        self.stem, self.norm = nn.Conv1d(1, w, kernel, stride, kernel // 2, bias=False), nn.BatchNorm1d(w)
+        self.blocks = nn.Sequential(PlainBlock(w, w, 1), PlainBlock(w, 2 * w, 2), PlainBlock(2 * w, 4 * w, 2))
+        self.linear = nn.Linear(4 * w, 10)
+
+    def forward(self, x):
+        return self.linear(self.blocks(F.relu(self.norm(self.stem(x)))).mean(2))
+
+
+def plain(state, width, kernel, stride):
+    network = PlainResNet(width, kernel, stride)
+    network.load_state_dict({n: t.squeeze(-1) if t.dim() == 4 else t for n, t in state.items()}, strict=False)
+    return network
+
+
+@pytest.mark.parametrize("name, kernel, stride", [("resnet1d", 3, 1), ("resnet1d-strided", 5, 2)])
+@pytest.mark.parametrize("training", [True, False])
+def test_network_equals_the_textbook_network(name, kernel, stride, training):
+    e = experiment("miniature", network=name)
+    state = networks.initial_state(e, generator("test"))
+    ours, theirs = networks.build(e), plain(state, 8, kernel, stride)
+    networks.load_state(ours, state)
+    x, y = torch.randn(64, 1, 40, generator=generator("x")), torch.arange(64) % 10
+    gradients = []
+    for network in (ours, theirs):
+        network.double().train(training)
+        loss = F.cross_entropy(network(x.double()), y)
+        gradients.append([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))])
+    torch.testing.assert_close(ours(x.double()), theirs(x.double()), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(torch.cat(gradients[0]), torch.cat(gradients[1]), rtol=1e-8, atol=1e-10)
+    for (n, a), b in zip(ours.named_buffers(), theirs.buffers()):
+        if not n.endswith("tracked"):
+            torch.testing.assert_close(a, b, msg=n)
+
+
+def test_parameter_counts_are_those_of_the_paper_page():
+    def count(name):
+        return sum(p.numel() for p in networks.build(experiment("miniature", network=name)).parameters())
+
+    assert count("resnet1d") == 7474 and count("resnet1d-strided") == 7490
+
+
+@pytest.fixture
+def setting(tiny, store):
+    split = data.load(tiny, store).train
+    state = networks.initial_state(tiny, generator(0, "initialisation"))
+    dense = pruning.dense_mask(networks.build(tiny))
+    return tiny, split, state, dense
+
+
+def test_training_equals_torch_sgd_on_the_textbook_network(setting):
+    e, split, state, dense = setting
+    e = e.but(weight_decay=0.01, milestones=(0.5,), lr=0.05)
+    mask = pruning.prune_random(dense, 1000, generator("mask"))
+    ours = train(e, split, state, mask, ("order",))[e.steps]
+
+    network = plain(pruning.apply(mask, state), e.width, 5, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=e.lr, momentum=e.momentum, weight_decay=e.weight_decay)
+    masks = {n: m.squeeze(-1) if m.dim() == 4 else m for n, m in mask.items()}
+    for step, (x, y) in enumerate(batches(e, split, ("order",), 0, e.steps)):
+        optimizer.param_groups[0]["lr"] = learning_rate(e, step)
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for n, p in network.named_parameters():
+                if n in masks:
+                    p.mul_(masks[n])
+    for n, tensor in network.state_dict().items():
+        if not n.endswith("tracked"):
+            torch.testing.assert_close(ours[n].squeeze(-1) if ours[n].dim() == 4 else ours[n], tensor,
+                                       rtol=2e-3, atol=2e-4, msg=n)
+
+
+def test_pruned_weights_are_zero_at_all_times_and_survivors_move(setting):
+    e, split, state, dense = setting
+    mask = pruning.prune_random(dense, 500, generator("mask"))
+    recorded = train(e, split, state, mask, ("order",), snapshots=range(0, e.steps + 1))
+    for step, now in recorded.items():
+        for name, kept in mask.items():
+            assert (now[name][~kept] == 0).all(), (step, name)
+    rewound = recorded[0]
+    for name, kept in mask.items():
+        assert torch.equal(rewound[name], state[name] * kept)
+    assert not torch.equal(recorded[e.steps]["stem.weight"], rewound["stem.weight"])
+
+
+def test_training_is_deterministic_and_leaves_its_arguments_alone(setting):
+    e, split, state, dense = setting
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    torch.manual_seed(1)
+    first = train(e, split, state, dense, ("order",))[e.steps]
+    torch.manual_seed(2)
+    second = train(e, split, state, dense, ("order",))[e.steps]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(before[name], state[name]) for name in state)
+    other = train(e, split, state, dense, ("another order",))[e.steps]
+    assert not torch.equal(first["stem.weight"], other["stem.weight"])
+
+
+def test_a_late_start_sees_the_batches_of_a_whole_run(setting):
+    e, split, *_ = setting
+    whole = list(batches(e, split, ("order",), 0, e.steps))
+    late = list(batches(e, split, ("order",), 7, e.steps))
+    assert len(whole) == e.steps and len(late) == e.steps - 7
+    for one, other in zip(whole[7:], late):
+        assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
+
+
+def test_an_epoch_shows_every_sample_once(setting):
+    e, split, *_ = setting
+    epoch = torch.cat([x for x, _ in batches(e, split, ("order",), 0, len(split.y) // e.batch_size)])
+    assert torch.equal(epoch.flatten(1).sort(0).values, split.x.flatten(1).sort(0).values)
+
+
+def test_schedule():
+    e = experiment("smoke", lr=1.0, steps=40, milestones=(0.5, 0.75))
+    assert [learning_rate(e, step) for step in (0, 19, 20, 29, 30, 39)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_snapshots_outside_the_schedule_are_refused(setting):
+    e, split, state, dense = setting
+    for snapshots in ([e.steps + 1], [3]):
+        with pytest.raises(UnmaskError, match="must be between start"):
+            train(e, split, state, dense, ("order",), start=5, snapshots=snapshots)
+
+
+def test_divergence_is_said(setting):
+    e, split, state, dense = setting
+    with pytest.raises(UnmaskError, match="training diverged"):
+        train(e.but(lr=1e30), split, state, dense, ("order",))
+
+
+def test_evaluation_equals_the_textbook(setting):
+    e, split, state, _ = setting
+    network = networks.build(e)
+    networks.load_state(network, state)
+    error, loss = evaluate(network, split)
+    logits = plain(state, e.width, 5, 2).eval()(split.x)
+    assert error == pytest.approx(float((logits.argmax(1) != split.y).double().mean()))
+    assert loss == pytest.approx(float(F.cross_entropy(logits, split.y)), rel=1e-5)
+
+
+def test_data_is_deterministic_and_leaves_the_global_generators_alone(tiny, store, tmp_path):
+    from unmask.store import Store
+
+    np.random.seed(5)
+    expected = np.random.RandomState(5).rand(3)
+    one = data.load(tiny, store)
+    assert np.array_equal(np.random.rand(3), expected)
+    other = data.load(tiny, Store(tmp_path / "other"))
+    assert all(torch.equal(a, b) for a, b in zip(one.train + one.test, other.train + other.test))
+    assert one.train.x.shape == (200, 1, 40) and one.test.x.shape == (100, 1, 40)
+    assert set(one.train.y.tolist()) == set(range(10))
+    assert torch.cat([one.train.x, one.test.x]).std() == pytest.approx(1, abs=0.01)
+
+
+def test_devices_that_do_not_exist_are_refused():
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(UnmaskError, match="device='cuda:99': this machine has"):
+        resolve_device("cuda:99")
