@@ -25,7 +25,6 @@ def publish(chosen: Experiment, store: Store, jobs: int | None = None, folder: P
     Raises:
         UnmaskError: bad input, or a folder that cannot be written.
     """
-    import numpy
     import torch
 
     tables = measure.all_tables(chosen, store, jobs)
@@ -35,7 +34,7 @@ def publish(chosen: Experiment, store: Store, jobs: int | None = None, folder: P
         "date": time.strftime("%Y-%m-%d", time.gmtime()), "processor": _processor(),
         "device": chosen.device if chosen.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu",
         "core_seconds": round(sum(store.provenance(name)["seconds"] for name in entries)),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}}
+        "versions": versions()}
     target = folder / chosen.preset
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -60,6 +59,14 @@ def published(preset: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str,
     fields = {name: value for name, value in provenance["experiment"].items() if name != "preset"}
     tables = {path.stem: reading_csv(path) for path in sorted(source.glob("*.csv"))}
     return experiment(preset, **fields), tables, provenance
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    import numpy
+    import torch
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
 
 
 def _commit() -> str:
