@@ -100,5 +100,6 @@ def test_listing_presets_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-PINNED = {'miniature': ('d3c4bb4174', 'mnist1d-resnet1d-strided-b227a2cc74'),
+PINNED = {'miniature': ('e8a2406e42', 'mnist1d-resnet1d-strided-b227a2cc74'),
+          'miniature_fine': ('b1c1b511c0', 'mnist1d-resnet1d-1bb3f0f09c'),
           'smoke': ('3df3ec53ad', 'mnist1d-resnet1d-strided-f99868e3dd')}

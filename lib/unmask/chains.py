@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import data, networks, pruning
@@ -16,9 +18,18 @@ from .experiments import Experiment
 from .networks import State
 from .pruning import Mask
 from .store import Store
-from .train import generator, resolve_device, train
+from .train import Start, generator, resolve_device, train
 
 CONTROLS = ("random", "shuffled", "reinitialized", "one-shot")
+
+
+class Place(NamedTuple):
+    """What to train: `kind` is "imp" or one of `CONTROLS`. Level 0 is the dense run, whatever the rewind step."""
+
+    kind: str
+    seed: int
+    rewind_step: int
+    level: int
 
 
 class Ticket(NamedTuple):
@@ -57,36 +68,28 @@ class Runs:
 
     def rewind_point(self, seed: int, step: int) -> State:
         """`w_tau`: the dense run's state at a step before the end."""
-        return self.store.tensors(self.rewind_name(seed, step), lambda: self._dense_run(seed, [step])[step])
-
-    def dense(self, seed: int) -> Ticket:
-        """Level 0: the dense run, trained to the end. Stores the experiment's rewind points on its way."""
-        return self._ticket(self.dense_name(seed), lambda: self._dense(seed))
+        name = self._rewind_name(seed, step)
+        stored = self.store.tensors(name)
+        if stored is None:
+            stored = self._train_dense([seed], [step])[0][step]
+            self.store.put_tensors(name, stored)
+        return stored
 
     def level(self, seed: int, rewind_step: int, level: int) -> Ticket:
-        """`w^(L)`: iterative magnitude pruning with rewinding.
-
-        Prune the solution of the level before by global magnitude, rewind the survivors to their values at
-        `rewind_step`, and retrain from there to the end. The data order is fresh at each level.
-
-        Raises:
-            UnmaskError: the experiment has no such level or rewind step.
-        """
-        self._check(rewind_step, level)
-        if level == 0:
-            return self.dense(seed)
-
-        def prune_rewind_retrain() -> Ticket:
-            solution, mask = self.level(seed, rewind_step, level - 1)
-            mask = pruning.prune_magnitude(solution, mask, self.survivors(level))
-            return self._retrain(seed, level, mask, self.rewind_point(seed, rewind_step), rewind_step)
-
-        return self._ticket(self.level_name(seed, rewind_step, level), prune_rewind_retrain)
+        """`w^(L)`: iterative magnitude pruning with rewinding; see `tickets`."""
+        return self.tickets([Place("imp", seed, rewind_step, level)])[0]
 
     def control(self, kind: str, seed: int, level: int) -> Ticket:
-        """A network as sparse as `level`, whose mask or weights lack what iterative magnitude pruning found.
+        """A control as sparse as `level`, from the experiment's last rewind step; see `tickets`."""
+        return self.tickets([Place(kind, seed, self.experiment.rewind_steps[-1], level)])[0]
 
-        All are trained like IMP from the experiment's last rewind step, but for "reinitialized".
+    def tickets(self, places: Sequence[Place]) -> list[Ticket]:
+        """The trained networks at these places; those not in the store are trained, side by side where they can be.
+
+        * "imp", level L: prune the solution of level L - 1 by global magnitude, rewind the survivors to their values
+          at the rewind step, and retrain from there to the end. Every level has a data order of its own.
+
+        The other kinds are as sparse as "imp" at that level and trained like it, but for "reinitialized":
 
         * "random": survivors drawn at random over all layers.
         * "shuffled": the IMP mask permuted within each layer.
@@ -94,78 +97,92 @@ class Runs:
         * "one-shot": the dense solution pruned at once to the level's density.
 
         Raises:
-            UnmaskError: no such kind, level or rewind step.
+            UnmaskError: the experiment has no such kind, level or rewind step.
         """
-        rewind_step = self.experiment.rewind_steps[-1]
-        self._check(rewind_step, level)
-        if kind not in CONTROLS:
-            raise UnmaskError(f"control={kind!r}: must be one of {', '.join(CONTROLS)}")
+        for place in places:
+            self._check(place)
+        found = {place: self._read(place) for place in places}
+        missing = [place for place, ticket in found.items() if ticket is None]
+        if dense := [place for place in missing if place.level == 0]:
+            self._store_dense([place.seed for place in dense])
+        together = defaultdict(list)
+        for place in missing:
+            if place.level > 0:
+                together[0 if place.kind == "reinitialized" else place.rewind_step].append(place)
+        for step, group in together.items():
+            self._store_sparse(group, step)
+        return [ticket or self._read(place) for place, ticket in found.items()]
 
-        def mask_rewind_retrain() -> Ticket:
-            keep = self.survivors(level)
-            if kind == "random":
-                mask = pruning.prune_random(self.dense_mask, keep, generator(seed, "random mask"))
-            elif kind == "one-shot":
-                mask = pruning.prune_magnitude(self.dense(seed).state, self.dense_mask, keep)
-            else:
-                mask = self.level(seed, rewind_step, level).mask
-            if kind == "shuffled":
-                mask = pruning.shuffle_layerwise(mask, generator(seed, "shuffle"))
-            if kind == "reinitialized":
-                fresh = networks.initial_state(self.experiment, generator(seed, "reinitialisation"))
-                return self._retrain(seed, level, mask, fresh, 0)
-            return self._retrain(seed, level, mask, self.rewind_point(seed, rewind_step), rewind_step)
+    def name(self, place: Place) -> str:
+        """The place's name in the store."""
+        folder = f"{self.experiment.recipe}/seed{place.seed}"
+        if place.level == 0:
+            return f"{folder}/dense"
+        return f"{folder}/rewind{place.rewind_step:05d}/{place.kind}/level{place.level:02d}"
 
-        return self._ticket(self.control_name(kind, seed, level), mask_rewind_retrain)
-
-    # Names in the store.
-
-    def dense_name(self, seed: int) -> str:
-        return f"{self.experiment.recipe}/seed{seed}/dense"
-
-    def rewind_name(self, seed: int, step: int) -> str:
+    def _rewind_name(self, seed: int, step: int) -> str:
         return f"{self.experiment.recipe}/seed{seed}/rewind{step:05d}/rewind_point"
 
-    def level_name(self, seed: int, rewind_step: int, level: int) -> str:
-        if level == 0:
-            return self.dense_name(seed)
-        return f"{self.experiment.recipe}/seed{seed}/rewind{rewind_step:05d}/imp/level{level:02d}"
-
-    def control_name(self, kind: str, seed: int, level: int) -> str:
-        rewind_step = self.experiment.rewind_steps[-1]
-        return f"{self.experiment.recipe}/seed{seed}/rewind{rewind_step:05d}/{kind}/level{level:02d}"
-
-    # How they are computed.
-
-    def _retrain(self, seed: int, level: int, mask: Mask, state: State, start: int) -> Ticket:
-        end = self.experiment.steps
-        order = (seed, "order", level)
-        return Ticket(train(self.experiment, self.data.train, state, mask, order, start)[end], mask)
-
-    def _dense_run(self, seed: int, snapshots: list[int]) -> dict[int, State]:
-        return train(self.experiment, self.data.train, self.initial(seed), self.dense_mask, (seed, "order", 0),
-                     snapshots=snapshots)
-
-    def _dense(self, seed: int) -> Ticket:
-        began, end = time.perf_counter(), self.experiment.steps
-        states = self._dense_run(seed, [*self.experiment.rewind_steps, end])
-        for step in self.experiment.rewind_steps:
-            self.store.put_tensors(self.rewind_name(seed, step), states[step], time.perf_counter() - began)
-        return Ticket(states[end], self.dense_mask)
-
-    def _ticket(self, name: str, compute) -> Ticket:
-        def as_tensors():
-            state, mask = compute()
-            return state | {f"mask:{key}": kept for key, kept in mask.items()}
-
-        tensors = self.store.tensors(name, as_tensors)
+    def _read(self, place: Place) -> Ticket | None:
+        stored = self.store.tensors(self.name(place))
+        if stored is None:
+            return None
         # Names come back in no particular order, but ties and shuffles go by the network's.
-        return Ticket({key: t for key, t in tensors.items() if not key.startswith("mask:")},
-                      {key: tensors[f"mask:{key}"] for key in self.dense_mask})
+        return Ticket({name: tensor for name, tensor in stored.items() if not name.startswith("mask:")},
+                      {name: stored[f"mask:{name}"] for name in self.dense_mask})
 
-    def _check(self, rewind_step: int, level: int) -> None:
+    def _put(self, place: Place, ticket: Ticket, seconds: float) -> None:
+        masks = {f"mask:{name}": kept for name, kept in ticket.mask.items()}
+        self.store.put_tensors(self.name(place), ticket.state | masks, seconds)
+
+    def _train_dense(self, seeds: Sequence[int], snapshots: Sequence[int]) -> list[dict[int, State]]:
+        starts = [Start(self.initial(seed), self.dense_mask, (seed, "order", 0)) for seed in seeds]
+        return train(self.experiment, self.data.train, starts, snapshots=snapshots)
+
+    def _store_dense(self, seeds: Sequence[int]) -> None:
+        """Train dense runs to the end, and keep the experiment's rewind points on the way."""
+        began, end, rewind_steps = time.perf_counter(), self.experiment.steps, self.experiment.rewind_steps
+        trained = self._train_dense(seeds, [*rewind_steps, end])
+        seconds = (time.perf_counter() - began) / len(seeds)
+        for seed, states in zip(seeds, trained):
+            for step in rewind_steps:
+                self.store.put_tensors(self._rewind_name(seed, step), states[step])
+            self._put(Place("imp", seed, 0, 0), Ticket(states[end], self.dense_mask), seconds)
+
+    def _store_sparse(self, places: Sequence[Place], step: int) -> None:
+        """Train the networks at `places`, all from `step`, to the end."""
+        starts = [self._start(place) for place in places]
+        began, end = time.perf_counter(), self.experiment.steps
+        trained = train(self.experiment, self.data.train, starts, step)
+        seconds = (time.perf_counter() - began) / len(places)
+        for place, start, states in zip(places, starts, trained):
+            self._put(place, Ticket(states[end], start.mask), seconds)
+
+    def _start(self, place: Place) -> Start:
+        kind, seed, rewind_step, level = place
+        keep = self.survivors(level)
+        if kind == "imp":
+            solution, mask = self.level(seed, rewind_step, level - 1)
+            mask = pruning.prune_magnitude(solution, mask, keep)
+        elif kind == "random":
+            mask = pruning.prune_random(self.dense_mask, keep, generator(seed, "random mask"))
+        elif kind == "one-shot":
+            mask = pruning.prune_magnitude(self.level(seed, rewind_step, 0).state, self.dense_mask, keep)
+        else:
+            mask = self.level(seed, rewind_step, level).mask
+        if kind == "shuffled":
+            mask = pruning.shuffle_layerwise(mask, generator(seed, "shuffle"))
+        if kind == "reinitialized":
+            state = networks.initial_state(self.experiment, generator(seed, "reinitialisation"))
+        else:
+            state = self.rewind_point(seed, rewind_step)
+        return Start(state, mask, (seed, "order", level))
+
+    def _check(self, place: Place) -> None:
         e = self.experiment
-        if rewind_step not in e.rewind_steps:
-            raise UnmaskError(f"rewind_step={rewind_step!r}: the experiment has {list(e.rewind_steps)}")
-        if not 0 <= level <= e.levels:
-            raise UnmaskError(f"level={level!r}: the experiment has levels 0 to {e.levels}")
+        if place.kind != "imp" and place.kind not in CONTROLS:
+            raise UnmaskError(f"kind={place.kind!r}: must be one of imp, {', '.join(CONTROLS)}")
+        if place.rewind_step not in e.rewind_steps:
+            raise UnmaskError(f"rewind_step={place.rewind_step!r}: the experiment has {list(e.rewind_steps)}")
+        if not 0 <= place.level <= e.levels:
+            raise UnmaskError(f"level={place.level!r}: the experiment has levels 0 to {e.levels}")

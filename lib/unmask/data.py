@@ -32,8 +32,11 @@ CLASSES = 10
 def load(experiment: Experiment, store: Store) -> Data:
     """Train and test split of the experiment's data set, on the CPU; generated once and then read from the store."""
     e = experiment
-    tensors = store.tensors(f"data/{e.dataset}-{e.digest('dataset', 'train_samples', 'test_samples', 'data_seed')}",
-                            lambda: _mnist1d(e.train_samples, e.test_samples, e.data_seed))
+    name = f"data/{e.dataset}-{e.digest('dataset', 'train_samples', 'test_samples', 'data_seed')}"
+    tensors = store.tensors(name)
+    if tensors is None:
+        tensors = _mnist1d(e.train_samples, e.test_samples, e.data_seed)
+        store.put_tensors(name, tensors)
     return Data(Split(tensors["train.x"], tensors["train.y"]), Split(tensors["test.x"], tensors["test.y"]))
 
 

@@ -223,7 +223,7 @@ _MINIATURE = Experiment(
     dataset="mnist1d", train_samples=4000, test_samples=10_000, data_seed=42,
     network="resnet1d-strided", width=8,
     steps=1200, batch_size=128, lr=1.0, momentum=0.9, weight_decay=1e-4, milestones=(0.5, 0.75), lr_decay=0.1,
-    rewind_steps=(0, 25, 150), levels=13, prune_fraction=0.2, control_every=2,
+    rewind_steps=(0, 25, 250), levels=13, prune_fraction=0.2, control_every=2,
     seeds=3,
     barrier_points=11, epsilon=0.01, lmc_threshold=0.02, agreement=0.9,
     higher_sparsity=0.33, ticket_density=0.2,
@@ -235,7 +235,7 @@ PRESETS = {
         _MINIATURE,
         # the same blocks at full resolution: more accurate, more work for each step
         dataclasses.replace(
-            _MINIATURE, preset="miniature_fine", network="resnet1d", steps=800, lr=0.5, rewind_steps=(0, 20, 100),
+            _MINIATURE, preset="miniature_fine", network="resnet1d", steps=800, lr=0.5, rewind_steps=(0, 20, 160),
             epsilon=0.005),
         dataclasses.replace(
             _MINIATURE, preset="smoke", train_samples=500, test_samples=500, width=4, steps=40, batch_size=50,

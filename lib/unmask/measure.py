@@ -6,21 +6,23 @@ in [0, 1], losses are in nats.
 
 from __future__ import annotations
 
-from itertools import combinations, product
-from typing import Callable, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, groupby, product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from . import data, networks, parallel
 from .barriers import barrier, interpolate, segment
-from .chains import CONTROLS, Runs
+from .chains import CONTROLS, Place, Runs
 from .errors import UnmaskError
 from .experiments import Experiment
 from .store import TENSORS, Store
 from .train import evaluate
 
 INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
+TOGETHER = 6  # replicates trained side by side; more gain nothing on a CPU, and results do not depend on it
 
 
 def levels(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
@@ -156,31 +158,42 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
 
 
 def _trainings(runs: Runs, controls: bool) -> list[list[parallel.Task]]:
-    """All trainings, in waves: what is in one wave needs nothing but the waves before it."""
+    """All trainings, in waves: what is in one wave needs nothing but the waves before it.
+
+    A task trains up to `TOGETHER` replicates side by side.
+    """
     e = runs.experiment
 
-    def dense(seed):
-        return parallel.Task("measure:train_level", (seed, e.rewind_steps[0], 0), (
-            (runs.dense_name(seed) + TENSORS, f"seed {seed}, dense"),))
+    def task(*places):
+        return parallel.Task("measure:train_places", places, tuple(
+            (runs.name(place) + TENSORS, _describe(place)) for place in places))
 
-    def chain(seed, rewind_step):
-        return parallel.Task("measure:train_level", (seed, rewind_step, e.levels), tuple(
-            (runs.level_name(seed, rewind_step, level) + TENSORS,
-             f"seed {seed}, rewind step {rewind_step}, level {level}")
-            for level in range(1, e.levels + 1)))
+    def chain(seeds, step):
+        return task(*(Place("imp", seed, step, level) for level in range(1, e.levels + 1) for seed in seeds))
 
-    def control(kind, seed, level):
-        return parallel.Task("measure:train_control", (kind, seed, level), (
-            (runs.control_name(kind, seed, level) + TENSORS, f"seed {seed}, {kind} control, level {level}"),))
+    seeds = list(_groups(range(e.seeds)))
+    places = [(seed, level) for level in e.control_levels for seed in range(e.seeds)]
 
-    seeds = range(e.seeds)
-    waves = [[dense(seed) for seed in seeds],
-             [chain(seed, step) for step in reversed(e.rewind_steps) for seed in seeds]]
+    def control(kind):
+        return [task(*(Place(kind, seed, e.rewind_steps[-1], level) for seed, level in group))
+                for group in _groups(places)]
+
+    waves = [[task(*(Place("imp", seed, e.rewind_steps[0], 0) for seed in group)) for group in seeds],
+             [chain(group, step) for step in e.rewind_steps for group in seeds]]
     if controls:
-        places = [(seed, level) for seed in seeds for level in e.control_levels]
-        waves[1] += [control(kind, *place) for kind in ("random", "one-shot") for place in places]
-        waves += [[control(kind, *place) for kind in ("shuffled", "reinitialized") for place in places]]
+        waves[1] += control("random") + control("one-shot")
+        waves += [control("reinitialized") + control("shuffled")]
     return waves
+
+
+def _groups(items: Sequence) -> Iterator[Sequence]:
+    return (items[first:first + TOGETHER] for first in range(0, len(items), TOGETHER))
+
+
+def _describe(place: Place) -> str:
+    if place.level == 0:
+        return f"seed {place.seed}, dense"
+    return f"{place.kind}, seed {place.seed}, rewind step {place.rewind_step}, level {place.level}"
 
 
 def _all_keys(experiment: Experiment, name: str) -> list[tuple]:
@@ -206,10 +219,8 @@ def read_part(runs: Runs, name: str, keys: tuple) -> pd.DataFrame:
     return runs.store.table(_part_name(runs, name, keys), lambda: TABLES[name].part(runs, *keys))
 
 
-def train_level(runs: Runs, seed: int, rewind_step: int, level: int) -> None:
-    for reached in range(level + 1):  # one after the other, so that each entry's wall time is its own
-        runs.level(seed, rewind_step, reached)
-
-
-def train_control(runs: Runs, kind: str, seed: int, level: int) -> None:
-    runs.control(kind, seed, level)
+def train_places(runs: Runs, *places: Place) -> None:
+    """Train what is at these places, those of a level side by side, level after level."""
+    kinds = groupby(places, key=lambda place: place.level if place.kind == "imp" else None)
+    for _, group in kinds:
+        runs.tickets(list(group))

@@ -17,8 +17,8 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 from .errors import UnmaskError
 
@@ -52,27 +52,30 @@ class Store:
     def __contains__(self, name: str) -> bool:
         return (self.root / (name + ".json")).exists()
 
-    def tensors(self, name: str, compute: Callable[[], dict]) -> dict:
-        """The stored dict of tensors called `name`; computed and stored first if it is not there whole."""
+    def tensors(self, name: str) -> dict | None:
+        """The stored dict of tensors called `name`, or None if it is not there whole."""
         import safetensors.torch as st
 
-        return self._get(name + TENSORS, compute, dump=st.save, load=st.load)
+        data = self._read_whole(name + TENSORS)
+        return None if data is None else st.load(data)
 
-    def table(self, name: str, compute: Callable[[], "pandas.DataFrame"]) -> "pandas.DataFrame":  # noqa: F821
+    def put_tensors(self, name: str, tensors: dict, seconds: float = 0.0) -> None:
+        """Store a dict of tensors, and how long it took to compute."""
+        import safetensors.torch as st
+
+        self._put(name + TENSORS, st.save(tensors), seconds)
+
+    def table(self, name: str, compute: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:  # noqa: F821
         """The stored table called `name`; computed and stored first if it is not there whole.
 
         Numbers survive the round trip to the bit: they are written with as many digits as they need.
         """
-        return self._get(
-            name + TABLE, compute,
-            dump=lambda table: table.to_csv(index=False, lineterminator="\n").encode(),
-            load=lambda data: reading_csv(io.BytesIO(data)))
-
-    def put_tensors(self, name: str, tensors: dict, seconds: float) -> None:
-        """Store a dict of tensors that came as a by-product of computing another entry."""
-        import safetensors.torch as st
-
-        self._put(name + TENSORS, st.save(tensors), seconds)
+        data = self._read_whole(name + TABLE)
+        if data is None:
+            start = time.perf_counter()
+            data = compute().to_csv(index=False, lineterminator="\n").encode()
+            self._put(name + TABLE, data, time.perf_counter() - start)
+        return reading_csv(io.BytesIO(data))  # what a later run will read, to the bit
 
     def names(self) -> Iterator[str]:
         """All entries, in order of their names."""
@@ -86,16 +89,14 @@ class Store:
         """What is wrong with an entry, or None if its bytes are those that were stored."""
         return self._read(name)[1]
 
-    def _get(self, name, compute, dump, load):
-        if name in self:
-            data, damage = self._read(name)
-            if damage is None:
-                return load(data)
-            print(f"unmask: {self.root / name} is damaged ({damage}); computing it again", file=sys.stderr)
-        start = time.perf_counter()
-        data = dump(compute())
-        self._put(name, data, time.perf_counter() - start)
-        return load(data)  # what a later run will read, to the bit
+    def _read_whole(self, name):
+        if name not in self:
+            return None
+        data, damage = self._read(name)
+        if damage is None:
+            return data
+        print(f"unmask: {self.root / name} is damaged ({damage}); computing it again", file=sys.stderr)
+        return None
 
     def _read(self, name):
         try:
@@ -133,7 +134,7 @@ class Store:
             raise UnmaskError(f"store={str(self.root)!r}: cannot write {path}: {error.strerror}") from error
 
 
-def reading_csv(source) -> "pandas.DataFrame":  # noqa: F821
+def reading_csv(source) -> pandas.DataFrame:  # noqa: F821
     """A table whose numbers are, to the bit, those that were written."""
     import pandas as pd
 

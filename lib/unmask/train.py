@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from typing import Iterable, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,38 +31,53 @@ def learning_rate(experiment: Experiment, step: int) -> float:
     return experiment.lr * experiment.lr_decay ** passed
 
 
-def batches(experiment: Experiment, split: Split, order: tuple, start: int, stop: int) -> Iterable[Split]:
-    """The batches of steps `start` to `stop`.
+class Start(NamedTuple):
+    """Where a training starts from.
 
-    Each epoch is one permutation of the samples, a pure function of (`order`, epoch); the incomplete last batch is
+    `state`: the network's state. `mask`: boolean tensors under the names of the prunable weights. `order`: names that
+    seed the data order; see `batches`.
+    """
+
+    state: State
+    mask: pruning.Mask
+    order: tuple
+
+
+def batches(experiment: Experiment, split: Split, orders: Sequence[tuple], start: int, stop: int) -> Iterable[Split]:
+    """The batches of steps `start` to `stop` for replicates that each have a data order of their own.
+
+    Each epoch is one permutation of the samples, a pure function of (order, epoch); the incomplete last batch is
     dropped. A run that starts late sees what a run from step 0 would see from there on.
+
+    Yields:
+        Inputs (batch, replicates, length) and labels (replicates * batch).
     """
     size, count = experiment.batch_size, len(split.y) // experiment.batch_size
     for step in range(start, stop):
         epoch, batch = divmod(step, count)
         if batch == 0 or step == start:
-            permutation = torch.randperm(len(split.y), generator=generator(*order, epoch)).to(split.y.device)
-            shuffled = Split(split.x[permutation], split.y[permutation])
+            shuffled = [torch.randperm(len(split.y), generator=generator(*order, epoch)) for order in orders]
+            x = torch.cat([split.x[permutation] for permutation in shuffled], 1)
+            y = torch.stack([split.y[permutation] for permutation in shuffled])
         here = slice(batch * size, (batch + 1) * size)
-        yield Split(shuffled.x[here], shuffled.y[here])
+        yield Split(x[here], y[:, here].flatten())
 
 
-def train(experiment: Experiment, split: Split, state: State, mask: pruning.Mask, order: tuple,
-          start: int = 0, snapshots: Iterable[int] = ()) -> dict[int, State]:
-    """Train `state` within `mask` from step `start` to the end of the schedule, or to the last snapshot asked for.
+def train(experiment: Experiment, split: Split, replicates: Sequence[Start], start: int = 0,
+          snapshots: Iterable[int] = ()) -> list[dict[int, State]]:
+    """Train each replicate within its mask from step `start` to the end of the schedule, or to the last snapshot.
 
-    The state is projected onto the mask's axial subspace first, and after every update, so pruned weights are exactly
-    zero at all times. Momentum starts at zero, also when rewinding.
+    A state is projected onto its mask's axial subspace first, and after every update, so pruned weights are exactly
+    zero at all times. Momentum starts at zero, also when rewinding. Replicates do not influence each other: each gets,
+    to the bit, what it would get alone.
 
     Args:
         split: training data, on the device to train on.
-        state: the network's state at step `start`.
-        mask: boolean tensors under the names of the prunable weights.
-        order: seeds the data order; see `batches`.
-        snapshots: steps at which to record the state; the end of the schedule if none are given.
+        replicates: states at step `start`, masks and data orders.
+        snapshots: steps at which to record the states; the end of the schedule if none are given.
 
     Returns:
-        The state at each snapshot, by step.
+        For each replicate, its state at each snapshot, by step.
 
     Raises:
         UnmaskError: a snapshot is before `start` or beyond the end, or the loss is not finite.
@@ -71,16 +87,17 @@ def train(experiment: Experiment, split: Split, state: State, mask: pruning.Mask
     if not start <= snapshots[0] <= snapshots[-1] <= e.steps:
         raise UnmaskError(f"snapshots={snapshots}: must be between start ({start}) and steps ({e.steps})")
 
-    network = networks.build(e).to(split.x.device)
-    networks.load_state(network, pruning.apply(mask, state))
-    weights, alive = _as_vector(network, mask)
+    count, orders = len(replicates), [replicate.order for replicate in replicates]
+    network = networks.build(e, count).to(split.x.device)
+    networks.load_state(network, networks.stack([pruning.apply(r.mask, r.state) for r in replicates]))
+    weights, alive = _as_vector(network, networks.stack([r.mask for r in replicates]))
     parameters = list(network.parameters())
     velocity = torch.zeros_like(weights)
     recorded = {start: networks.state_of(network)}
 
     with native_kernels():
-        for step, (x, y) in enumerate(batches(e, split, order, start, snapshots[-1]), start):
-            loss = F.cross_entropy(network(x), y)
+        for step, (x, y) in enumerate(batches(e, split, orders, start, snapshots[-1]), start):
+            loss = F.cross_entropy(network(x), y, reduction="sum") / e.batch_size  # replicates' mean losses, added
             gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
             with torch.no_grad():
                 velocity.mul_(e.momentum).add_(gradient).add_(weights, alpha=e.weight_decay)
@@ -89,7 +106,8 @@ def train(experiment: Experiment, split: Split, state: State, mask: pruning.Mask
                 recorded[step + 1] = networks.state_of(network)
     if not torch.isfinite(weights).all():
         raise UnmaskError(f"training diverged: weights are not finite after step {snapshots[-1]} (lr = {e.lr})")
-    return {step: recorded[step] for step in snapshots}
+    states = {step: networks.unstack(recorded[step], count) for step in snapshots}
+    return [{step: states[step][i] for step in snapshots} for i in range(count)]
 
 
 class Performance(NamedTuple):
