@@ -8,7 +8,7 @@ from unmask.chains import CONTROLS, Runs
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
 from unmask.store import Store
-from unmask.train import generator, train
+from unmask.train import Start, generator, train
 
 
 @pytest.fixture
@@ -41,16 +41,18 @@ def test_pruned_weights_of_solutions_are_exactly_zero(runs):
 def test_a_level_is_the_rewind_point_times_its_mask_trained_to_the_end(runs):
     e = runs.experiment
     state, mask = runs.level(0, 5, 2)
-    again = train(e, runs.data.train, runs.rewind_point(0, 5), mask, (0, "order", 2), start=5)[e.steps]
+    start = Start(runs.rewind_point(0, 5), mask, (0, "order", 2))
+    again = train(e, runs.data.train, [start], start=5)[0][e.steps]
     assert all(torch.equal(again[name], state[name]) for name in state)
 
 
 def test_rewind_points_lie_on_the_dense_run(runs, tmp_path):
     e = runs.experiment
-    again = train(e, runs.data.train, runs.initial(0), runs.dense_mask, (0, "order", 0), snapshots=[0, 5, e.steps])
+    start = Start(runs.initial(0), runs.dense_mask, (0, "order", 0))
+    (again,) = train(e, runs.data.train, [start], snapshots=[0, 5, e.steps])
     for step in (0, 5):
         assert all(torch.equal(again[step][n], t) for n, t in runs.rewind_point(0, step).items())
-    assert all(torch.equal(again[e.steps][n], t) for n, t in runs.dense(0).state.items())
+    assert all(torch.equal(again[e.steps][n], t) for n, t in runs.level(0, 5, 0).state.items())
     assert all(torch.equal(again[0][n], t) for n, t in runs.initial(0).items())
     # asked for on its own, in an empty store, a rewind point is the same
     alone = Runs(e, Store(tmp_path / "alone")).rewind_point(0, 5)
@@ -72,7 +74,7 @@ def test_controls_are_as_sparse_as_imp_and_differ_as_they_should(runs):
     assert per_layer(masks["shuffled"]) == per_layer(imp.mask) and not same(masks["shuffled"], imp.mask)
     assert same(masks["reinitialized"], imp.mask)
     assert not same(masks["random"], imp.mask) and per_layer(masks["random"]) != per_layer(imp.mask)
-    assert same(masks["one-shot"], pruning.prune_magnitude(runs.dense(0).state, runs.dense_mask, runs.survivors(2)))
+    assert same(masks["one-shot"], pruning.prune_magnitude(runs.level(0, 0, 0).state, runs.dense_mask, runs.survivors(2)))
 
 
 def test_what_exists_is_not_trained_again(runs, monkeypatch):
@@ -85,7 +87,12 @@ def test_what_exists_is_not_trained_again(runs, monkeypatch):
 def test_seeds_levels_and_rewind_steps_extend_a_store(runs, monkeypatch):
     e, trained = runs.experiment, []
     measure.compute(e, runs.store, jobs=1, tables=("levels",))
-    monkeypatch.setattr(chains, "train", lambda *args, **kwargs: trained.append(1) or train(*args, **kwargs))
+
+    def counting(e, split, starts, *args, **kwargs):
+        trained.extend(starts)
+        return train(e, split, starts, *args, **kwargs)
+
+    monkeypatch.setattr(chains, "train", counting)
     measure.compute(e.but(seeds=3, levels=4), runs.store, jobs=1, tables=("levels",))
     # a new seed: dense and 4 levels for each of 2 rewind steps; the old seeds: one more level for each of 2
     assert len(trained) == (1 + 2 * 4) + 2 * 2 * 1
@@ -95,7 +102,7 @@ def test_unknown_places_in_the_chain_are_refused(runs):
     for call, said in ((lambda: runs.level(0, 7, 1), "rewind_step=7: the experiment has \\[0, 5\\]"),
                        (lambda: runs.level(0, 5, 4), "level=4: the experiment has levels 0 to 3"),
                        (lambda: runs.level(0, 5, -1), "level=-1"),
-                       (lambda: runs.control("magic", 0, 2), "control='magic': must be one of random")):
+                       (lambda: runs.control("magic", 0, 2), "kind='magic': must be one of imp, random")):
         with pytest.raises(UnmaskError, match=said):
             call()
 

@@ -54,7 +54,7 @@ def test_counting_and_judging_reuse_trainings_but_training_settings_do_not():
     (dict(device="tpu"), "device='tpu': must be 'auto', 'cpu', 'cuda' or 'cuda:N'"),
     (dict(network="vgg"), "network='vgg': must be one of resnet1d"),
     (dict(learning_rate=1), "unknown field 'learning_rate': an experiment has dataset"),
-    (dict(preset="x"), "preset='x': must be one of miniature, smoke"),
+    (dict(preset="x"), "preset='x': must be one of miniature, miniature_fine, smoke"),
 ])
 def test_bad_values_are_named_with_what_is_allowed(change, said):
     with pytest.raises(UnmaskError) as caught:
@@ -74,7 +74,7 @@ def test_settings_are_parsed_by_the_field_type(text, parsed):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["run", "nope"], "preset='nope': must be one of miniature, smoke"),
+    (["run", "nope"], "preset='nope': must be one of miniature, miniature_fine, smoke"),
     (["run", "smoke", "--set", "nope=1"], "unknown field 'nope'"),
     (["run", "smoke", "--set", "lr=fast"], "lr='fast': must be of type float"),
     (["run", "smoke", "--set", "lr"], "must have the form field=value"),

@@ -9,7 +9,7 @@ from torch import nn
 from unmask import data, networks, pruning
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
-from unmask.train import batches, evaluate, generator, learning_rate, resolve_device, train
+from unmask.train import Start, batches, evaluate, generator, learning_rate, resolve_device, train
 
 
 class PlainBlock(nn.Module):
@@ -83,12 +83,12 @@ def test_training_equals_torch_sgd_on_the_textbook_network(setting):
     e, split, state, dense = setting
     e = e.but(weight_decay=0.01, milestones=(0.5,), lr=0.05)
     mask = pruning.prune_random(dense, 1000, generator("mask"))
-    ours = train(e, split, state, mask, ("order",))[e.steps]
+    ours = train(e, split, [Start(state, mask, ("order",))])[0][e.steps]
 
     network = plain(pruning.apply(mask, state), e.width, 5, 2)
     optimizer = torch.optim.SGD(network.parameters(), lr=e.lr, momentum=e.momentum, weight_decay=e.weight_decay)
     masks = {n: m.squeeze(-1) if m.dim() == 4 else m for n, m in mask.items()}
-    for step, (x, y) in enumerate(batches(e, split, ("order",), 0, e.steps)):
+    for step, (x, y) in enumerate(batches(e, split, [("order",)], 0, e.steps)):
         optimizer.param_groups[0]["lr"] = learning_rate(e, step)
         optimizer.zero_grad()
         F.cross_entropy(network(x), y).backward()
@@ -106,7 +106,7 @@ def test_training_equals_torch_sgd_on_the_textbook_network(setting):
 def test_pruned_weights_are_zero_at_all_times_and_survivors_move(setting):
     e, split, state, dense = setting
     mask = pruning.prune_random(dense, 500, generator("mask"))
-    recorded = train(e, split, state, mask, ("order",), snapshots=range(0, e.steps + 1))
+    (recorded,) = train(e, split, [Start(state, mask, ("order",))], snapshots=range(0, e.steps + 1))
     for step, now in recorded.items():
         for name, kept in mask.items():
             assert (now[name][~kept] == 0).all(), (step, name)
@@ -120,19 +120,33 @@ def test_training_is_deterministic_and_leaves_its_arguments_alone(setting):
     e, split, state, dense = setting
     before = {name: tensor.clone() for name, tensor in state.items()}
     torch.manual_seed(1)
-    first = train(e, split, state, dense, ("order",))[e.steps]
+    first = train(e, split, [Start(state, dense, ("order",))])[0][e.steps]
     torch.manual_seed(2)
-    second = train(e, split, state, dense, ("order",))[e.steps]
+    second = train(e, split, [Start(state, dense, ("order",))])[0][e.steps]
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(before[name], state[name]) for name in state)
-    other = train(e, split, state, dense, ("another order",))[e.steps]
+    other = train(e, split, [Start(state, dense, ("another order",))])[0][e.steps]
     assert not torch.equal(first["stem.weight"], other["stem.weight"])
+
+
+@pytest.mark.parametrize("network", ["resnet1d", "resnet1d-strided"])
+def test_replicates_get_to_the_bit_what_each_gets_alone(setting, network):
+    e, split, *_ = setting
+    e = e.but(network=network)
+    dense = pruning.dense_mask(networks.build(e))
+    starts = [Start(networks.initial_state(e, generator(i)), pruning.prune_random(dense, keep, generator("mask", i)),
+                    ("order", i)) for i, keep in enumerate((400, 900, 1800))]
+    together = train(e, split, starts, start=3, snapshots=(3, 10, e.steps))
+    for start, found in zip(starts, together):
+        (alone,) = train(e, split, [start], start=3, snapshots=(3, 10, e.steps))
+        for step in (3, 10, e.steps):
+            assert all(torch.equal(found[step][name], tensor) for name, tensor in alone[step].items())
 
 
 def test_a_late_start_sees_the_batches_of_a_whole_run(setting):
     e, split, *_ = setting
-    whole = list(batches(e, split, ("order",), 0, e.steps))
-    late = list(batches(e, split, ("order",), 7, e.steps))
+    whole = list(batches(e, split, [("order",)], 0, e.steps))
+    late = list(batches(e, split, [("order",)], 7, e.steps))
     assert len(whole) == e.steps and len(late) == e.steps - 7
     for one, other in zip(whole[7:], late):
         assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
@@ -140,7 +154,7 @@ def test_a_late_start_sees_the_batches_of_a_whole_run(setting):
 
 def test_an_epoch_shows_every_sample_once(setting):
     e, split, *_ = setting
-    epoch = torch.cat([x for x, _ in batches(e, split, ("order",), 0, len(split.y) // e.batch_size)])
+    epoch = torch.cat([x for x, _ in batches(e, split, [("order",)], 0, len(split.y) // e.batch_size)])
     assert torch.equal(epoch.flatten(1).sort(0).values, split.x.flatten(1).sort(0).values)
 
 
@@ -153,13 +167,13 @@ def test_snapshots_outside_the_schedule_are_refused(setting):
     e, split, state, dense = setting
     for snapshots in ([e.steps + 1], [3]):
         with pytest.raises(UnmaskError, match="must be between start"):
-            train(e, split, state, dense, ("order",), start=5, snapshots=snapshots)
+            train(e, split, [Start(state, dense, ("order",))], start=5, snapshots=snapshots)
 
 
 def test_divergence_is_said(setting):
     e, split, state, dense = setting
     with pytest.raises(UnmaskError, match="training diverged"):
-        train(e.but(lr=1e30), split, state, dense, ("order",))
+        train(e.but(lr=1e30), split, [Start(state, dense, ("order",))])
 
 
 def test_evaluation_equals_the_textbook(setting):
@@ -167,7 +181,7 @@ def test_evaluation_equals_the_textbook(setting):
     network = networks.build(e)
     networks.load_state(network, state)
     error, loss = evaluate(network, split)
-    logits = plain(state, e.width, 5, 2).eval()(split.x)
+    logits = plain(state, e.width, 5, 2).eval()(split.x).detach()
     assert error == pytest.approx(float((logits.argmax(1) != split.y).double().mean()))
     assert loss == pytest.approx(float(F.cross_entropy(logits, split.y)), rel=1e-5)
 

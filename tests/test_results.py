@@ -50,7 +50,7 @@ def test_a_published_number_is_computed_again(preset, store):
     """The dense network of seed 0, trained from nothing: the same error, up to what another processor may change."""
     e, tables, provenance = results.published(preset)
     runs = Runs(e, store)
-    networks.load_state(runs.network, runs.dense(0).state)
+    networks.load_state(runs.network, runs.level(0, e.rewind_steps[0], 0).state)
     levels = tables["levels"]
     row = levels[(levels.seed == 0) & (levels.level == 0)].iloc[0]
     error = evaluate(runs.network, runs.data.test).error

@@ -13,18 +13,27 @@ from unmask.cli import main
 from unmask.errors import UnmaskError
 
 
-def compute_once(calls, value):
+def compute_counted(calls, value):
     def compute():
         calls.append(1)
         return value
     return compute
 
 
+def test_tensors_come_back_as_they_were(store):
+    state = {"w": torch.randn(3, 2), "m": torch.tensor([True, False])}
+    assert store.tensors("a/b") is None
+    store.put_tensors("a/b", state, 1.5)
+    got = store.tensors("a/b")
+    assert got.keys() == state.keys() and all(torch.equal(got[name], state[name]) for name in state)
+    assert store.provenance("a/b.safetensors")["seconds"] == 1.5
+
+
 def test_a_second_read_computes_nothing(store):
-    calls, state = [], {"w": torch.randn(3, 2), "m": torch.tensor([True, False])}
+    calls = []
     for _ in range(2):
-        got = store.tensors("a/b", compute_once(calls, state))
-        assert len(calls) == 1 and all(torch.equal(got[name], state[name]) for name in state)
+        store.table("t", compute_counted(calls, pd.DataFrame({"x": [1]})))
+    assert len(calls) == 1
 
 
 def test_tables_come_back_to_the_bit(store):
@@ -42,12 +51,12 @@ def test_tables_come_back_to_the_bit(store):
 ])
 def test_a_damaged_entry_is_reported_and_computed_again(store, harm, said, capsys, monkeypatch):
     calls, table = [], pd.DataFrame({"x": [1, 2]})
-    store.table("t", compute_once(calls, table))
+    store.table("t", compute_counted(calls, table))
     harm(store.root / "t.csv")
     assert said in store.damage("t.csv")
     monkeypatch.setenv("UNMASK_STORE", str(store.root))
     assert main(["store", "verify"]) == 1 and "damaged  t.csv" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(store.table("t", compute_once(calls, table)), table)
+    pd.testing.assert_frame_equal(store.table("t", compute_counted(calls, table)), table)
     assert len(calls) == 2 and "computing it again" in capsys.readouterr().err
     assert store.damage("t.csv") is None and main(["store", "verify"]) == 0
 
@@ -63,7 +72,7 @@ def test_a_full_disk_leaves_nothing_and_is_said_in_one_line(store, monkeypatch):
 
     monkeypatch.setattr(module.os, "fsync", full)
     with pytest.raises(UnmaskError, match="cannot write .*: No space left on device"):
-        store.tensors("a/b", lambda: {"w": torch.zeros(2)})
+        store.put_tensors("a/b", {"w": torch.zeros(2)})
     assert [path for path in store.root.rglob("*") if path.is_file()] == []
 
 
@@ -79,12 +88,12 @@ def test_an_interrupted_computation_leaves_nothing(store):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.tensors("a", interrupted)
+        store.table("a", interrupted)
     assert list(store.names()) == [] and [path for path in store.root.rglob("*") if path.is_file()] == []
 
 
 def test_listing_names_every_entry_with_its_provenance(store, monkeypatch, capsys):
-    store.tensors("b", lambda: {"w": torch.zeros(2)})
+    store.put_tensors("b", {"w": torch.zeros(2)})
     store.table("a", lambda: pd.DataFrame({"x": [1]}))
     assert list(store.names()) == ["a.csv", "b.safetensors"]
     assert {"sha256", "bytes", "seconds", "date", "torch", "python"} <= set(json.loads(

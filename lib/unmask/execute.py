@@ -60,8 +60,9 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     partial = target.with_name(f".{target.name}.partial.ipynb")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(str(notebook), str(partial), parameters, kernel_name="python3",
-                                   progress_bar=False, stderr_file=sys.stderr)
+        papermill.execute_notebook(
+            str(notebook), str(partial), parameters, kernel_name="python3", progress_bar=False, stderr_file=sys.stderr,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"])  # else each kernel warns of its loopback connection
         partial.replace(target)
     except papermill.PapermillExecutionError as error:
         raise UnmaskError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}") from error
