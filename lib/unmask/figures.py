@@ -99,7 +99,7 @@ def along_segments(segments: pd.DataFrame, experiment: Experiment) -> Figure:
                xlabel=f"position from level {start} to {start + 1}")
         _log_error_axis(ax)
     axes[0, 0].set_ylabel("test error (%)")
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -130,7 +130,7 @@ def barrier_against_excess(ax: Axes, pairs: pd.DataFrame, experiment: Experiment
     for matching, connected in ((True, True), (True, False), (False, True), (False, False)):
         count = int(((pairs.matching == matching) & (pairs.connected == connected)).sum())
         words = ("matching" if matching else "not matching") + (", connected" if connected else ", not connected")
-        ax.annotate(f"{words}: {count}", (0 if matching else 1, 0.02 if connected else 1.01),
+        ax.annotate(f"{words}: {count}", (0.01 if matching else 0.99, 0.02 if connected else 1.01),
                     xycoords="axes fraction", ha="left" if matching else "right", va="bottom", fontsize="small")
     ax.set(xlim=(left, right), ylim=(bottom, top), xlabel="test error above the dense network (percentage points)",
            ylabel="barrier to the level before\n(percentage points)")
