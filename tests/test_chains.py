@@ -77,6 +77,36 @@ def test_controls_are_as_sparse_as_imp_and_differ_as_they_should(runs):
     assert same(masks["one-shot"], pruning.prune_magnitude(runs.level(0, 0, 0).state, runs.dense_mask, runs.survivors(2)))
 
 
+def test_repeated_places_come_back_as_often_as_asked_for(runs):
+    from unmask.chains import Place
+
+    places = [Place("imp", 0, 5, 1), Place("imp", 0, 0, 0), Place("imp", 0, 5, 1), Place("imp", 0, 5, 0)]
+    tickets = runs.tickets(places)
+    assert len(tickets) == 4 and torch.equal(tickets[0].state["stem.weight"], tickets[2].state["stem.weight"])
+    assert torch.equal(tickets[1].state["stem.weight"], tickets[3].state["stem.weight"])
+
+
+def test_results_do_not_depend_on_the_callers_threads(runs, tmp_path):
+    torch.set_num_threads(4)
+    other = Runs(runs.experiment, Store(tmp_path / "threads"))
+    assert all(torch.equal(other.level(0, 5, 1).state[n], t) for n, t in runs.level(0, 5, 1).state.items())
+    parts = [measure.read_part(r, "segments", (0, 5)) for r in (runs, other)]
+    assert parts[0].equals(parts[1]) and torch.get_num_threads() == 4
+
+
+def test_damaged_entries_are_found_before_anything_is_built_on_them(runs, tmp_path, capsys):
+    store = Store(tmp_path / "damaged")
+    before = measure.table("levels", runs.experiment, store, 1)
+    ticket = store.root / (runs.name(chains.Place("imp", 0, 5, 1)) + ".safetensors")
+    ticket.write_bytes(ticket.read_bytes()[:-1] + b"?")
+    (part,) = store.root.glob("*/seed0/rewind00005/levels-*.csv.json")
+    part.unlink()
+    capsys.readouterr()
+    assert measure.table("levels", runs.experiment, store, 1).equals(before)
+    assert capsys.readouterr().err.count("computing it again") == 1 and list(map(store.damage, store.names())).count(
+        None) == len(list(store.names()))
+
+
 def test_what_exists_is_not_trained_again(runs, monkeypatch):
     runs.level(0, 5, 3)
     monkeypatch.setattr(chains, "train", lambda *_, **__: pytest.fail("trained again"))

@@ -25,7 +25,7 @@ def segments(table, bump):
             ends = errors[level], errors[level + 1]
             middle = sum(ends) / 2 + bump(step, level)
             rows += [{"seed": seed, "rewind_step": step, "level": level, "next_level": level + 1, "norms": norms, "t": t,
-                      "test_error": error} for norms in ("interpolated", "re-estimated")
+                      "test_error": error, "train_error": error / 2, "train_loss": 3 * error} for norms in ("interpolated", "re-estimated")
                      for t, error in ((0, ends[0]), (0.5, middle), (1, ends[1]))]
     return pd.DataFrame(rows)
 
@@ -84,6 +84,11 @@ def test_controls_as_good_as_imp_fail_the_claims_that_they_are_not():
     assert claims.winning_tickets(levels(), controls(0.045, 0.0), E).table.verdict.tolist()[2:] == ["fails"] * 4
 
 
+def test_early_rewinding_is_judged_where_late_rewinding_matches():
+    as_good = claims.winning_tickets(levels(early=(0.04, 0.04, 0.045, 0.04)), controls(), E).table
+    assert as_good.verdict[1] == "fails" and as_good.cases[1] == 6  # level 2 of six seeds; level 3 is lost to both
+
+
 def test_few_cases_are_not_decidable():
     table = levels(seeds=1)
     made = claims.linear_connectivity(table, segments(table, PAPER["bump"]), pairs(table, PAPER["barrier"]),
@@ -95,12 +100,22 @@ def test_contingency_and_exceptions_count_and_name():
     table = levels(seeds=2)
     judged = claims.successive(table, segments(table, lambda step, level: 0.0), E)
     counts = claims.contingency(judged)
-    assert counts.loc["matching", "connected"] == 4 and counts.loc["not matching"].sum() == 8
+    assert counts.loc[("all", "matching"), "connected"] == 4 and counts.loc[("all", "not matching")].sum() == 8
+    assert counts.loc[10].to_numpy().sum() == counts.loc[0].to_numpy().sum() == 6
     odd = claims.exceptions(judged)
     assert set(odd.which) == {"connected, not matching"}
     assert len(odd) == ((judged.connected) & ~judged.matching).sum()
     # rewound to 0, level 0 to 1: half the difference of the ends is a barrier of 3 points even on a straight line
     assert not judged.set_index(["seed", "rewind_step", "level"]).connected[0, 0, 0]
+
+
+def test_barriers_of_train_error_and_loss_stand_beside_the_headline():
+    table = levels(seeds=1)
+    judged = claims.successive(table, segments(table, lambda step, level: 0.6), E)
+    assert judged.train_error_barrier.to_numpy() == pytest.approx(judged.barrier.to_numpy() / 2)
+    assert judged.train_loss_barrier.to_numpy() == pytest.approx(3 * judged.barrier.to_numpy())
+    shown = claims.barriers_by_metric(judged)
+    assert shown.loc[(0, "not matching"), "test error (points)"] == pytest.approx(60)
 
 
 def test_no_verdict_is_left_out_of_the_page():

@@ -6,16 +6,32 @@ import pytest
 import scipy.linalg
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.sparse.linalg import aslinearoperator
 from torch import nn
 from torch.func import functional_call
 
 from unmask import curvature, networks, pruning
 from unmask.curvature import (
-    Spectrum, convexify, curvature_along, exact_hessian, exact_quadratic, hessian_operator, lanczos, largest_ratio,
-    least_rises, magnitude_distances, max_pruning_ratio, predicted_dimension, random_distances, spectral_density,
-    surviving, top_eigenvalues, trace)
+    Spectrum,
+    convexify,
+    curvature_along,
+    exact_hessian,
+    exact_quadratic,
+    hessian_operator,
+    lanczos,
+    largest_ratio,
+    least_rises,
+    magnitude_distances,
+    max_pruning_ratio,
+    predicted_dimension,
+    random_distances,
+    spectral_density,
+    surviving,
+    top_eigenvalues,
+    trace,
+)
 from unmask.data import Split
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment

@@ -1,5 +1,7 @@
 """Progress lines that a person can read, and errors that come back from workers whole."""
 
+import os
+import signal
 import time
 
 import pandas as pd
@@ -15,16 +17,16 @@ def test_progress_counts_what_is_in_the_store_and_names_what_is_next(store, caps
     tasks = [Task("m:f", (), tuple((f"{chain}{level}.csv", f"chain {chain} level {level}") for level in range(3)))
              for chain in "abc"]
     store.table("a0", lambda: pd.DataFrame({"x": [1]}))
-    with Progress(tasks, store, 2, "trainings", interval=0.1):
+    with Progress(tasks, store, 2, interval=0.1):
         store.table("a1", lambda: pd.DataFrame({"x": [1]}))
         time.sleep(1.2)
     lines = capsys.readouterr().err.splitlines()
-    assert "unmask: trainings: 1 of 8 done in 00:0" in lines[0]
+    assert "unmask: 1 of 8 done in 00:0" in lines[0]
     assert "7 remain, about 00:" in lines[0] and "now chain a level 2; chain b level 0" in lines[0]
 
 
 def test_errors_come_back_from_workers(store):
-    e = experiment("smoke", lr=1e30)
+    e = experiment("smoke", lr=1e6, steps=60)
     with pytest.raises(UnmaskError, match="training diverged"):
         measure.table("levels", e, store, jobs=2)
     assert not any("imp" in name for name in store.names())
@@ -33,4 +35,11 @@ def test_errors_come_back_from_workers(store):
 def test_everything_stored_means_no_process_is_started(store, monkeypatch):
     store.table("t", lambda: pd.DataFrame({"x": [1]}))
     monkeypatch.setattr("joblib.Parallel", lambda **_: pytest.fail("started"))
-    parallel.run([Task("m:f", (), (("t.csv", "t"),))], experiment("smoke"), store)
+    parallel.run([[Task("m:f", (), (("t.csv", "t"),))]], experiment("smoke"), store)
+
+
+def test_a_killed_worker_is_said_in_one_line(store, monkeypatch):
+    monkeypatch.setattr(parallel, "_do", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    waves = [[Task("m:f", (), ((f"{name}.csv", name),)) for name in "tu"]]
+    with pytest.raises(UnmaskError, match="a worker process was killed"):
+        parallel.run(waves, experiment("smoke"), store, jobs=2)

@@ -9,20 +9,23 @@ from unmask import measure, networks, results
 from unmask.chains import Runs
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
+from unmask.store import processor
 from unmask.train import evaluate
 
 PUBLISHED = sorted(path.parent.name for path in results.FOLDER.glob("*/provenance.json"))
 
 
 def test_published_tables_come_back_to_the_bit_with_their_provenance(smoke_store, tmp_path):
-    e = experiment("smoke", epsilon=0.02)
+    e = experiment("smoke")
     assert results.publish(e, smoke_store, 1, tmp_path) == tmp_path / "smoke"
     back, tables, provenance = results.published("smoke", tmp_path)
     assert back == e and set(tables) == set(measure.TABLES)
     for name, table in measure.all_tables(e, smoke_store, 1).items():
         pd.testing.assert_frame_equal(tables[name], table, check_exact=True)
     assert provenance["identity"] == e.id and provenance["core_seconds"] > 0
-    assert {"commit", "date", "processor", "device", "versions"} <= set(provenance)
+    assert {"published from commit", "computed", "processor", "device", "versions"} <= set(provenance)
+    with pytest.raises(UnmaskError, match="only presets as they are can be published"):
+        results.publish(e.but(epsilon=0.02), smoke_store, 1, tmp_path)
 
 
 def test_what_is_not_published_is_said(tmp_path):
@@ -32,15 +35,19 @@ def test_what_is_not_published_is_said(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said(smoke_store, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UnmaskError, match="publish=.*cannot write"):
+    with pytest.raises(UnmaskError, match="publish=.*cannot be written"):
         results.publish(experiment("smoke"), smoke_store, 1, tmp_path / "file")
+
+
+def test_something_is_published():
+    assert "miniature_fine" in PUBLISHED
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_published_experiment_is_the_presets_and_its_tables_are_complete(preset):
     e, tables, provenance = results.published(preset)
     assert e == experiment(preset)
-    assert not provenance["commit"].endswith("-dirty")
+    assert not provenance["published from commit"].endswith("-dirty")
     assert len(tables["levels"]) == e.seeds * len(e.rewind_steps) * (e.levels + 1)
     assert len(json.dumps(provenance)) < 5000
 
@@ -54,5 +61,5 @@ def test_a_published_number_is_computed_again(preset, store):
     levels = tables["levels"]
     row = levels[(levels.seed == 0) & (levels.level == 0)].iloc[0]
     error = evaluate(runs.network, runs.data.test).error
-    same_machine = provenance["processor"] == results._processor() and provenance["versions"] == results.versions()
+    same_machine = provenance["processor"] == processor() and provenance["versions"] == results.versions()
     assert error == pytest.approx(row.test_error, abs=0 if same_machine else 3 * e.epsilon)

@@ -48,6 +48,7 @@ def test_tables_come_back_to_the_bit(store):
     (lambda path: path.unlink(), ".csv file missing"),
     (lambda path: path.with_name(path.name + ".json").write_text("{"), ".json cannot be read"),
     (lambda path: path.with_name(path.name + ".json").write_text("{}"), "stored were None"),
+    (lambda path: path.with_name(path.name + ".json").write_text("[]"), "not a record"),
 ])
 def test_a_damaged_entry_is_reported_and_computed_again(store, harm, said, capsys, monkeypatch):
     calls, table = [], pd.DataFrame({"x": [1, 2]})

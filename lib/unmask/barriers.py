@@ -62,10 +62,12 @@ def reestimate_norms(network: nn.Module, split: Split, batch_size: int = 500) ->
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     network.train()
+    seen = 0
     with native_kernels():
-        for seen, x in enumerate(split.x.split(batch_size)):
+        for x in split.x.split(batch_size):
+            seen += len(x)
             for norm in norms:
-                norm.momentum = 1 / (seen + 1)
+                norm.momentum = len(x) / seen
             network(x)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum

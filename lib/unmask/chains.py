@@ -104,14 +104,14 @@ class Runs:
         found = {place: self._read(place) for place in places}
         missing = [place for place, ticket in found.items() if ticket is None]
         if dense := [place for place in missing if place.level == 0]:
-            self._store_dense([place.seed for place in dense])
+            self._store_dense(sorted({place.seed for place in dense}))
         together = defaultdict(list)
         for place in missing:
             if place.level > 0:
                 together[0 if place.kind == "reinitialized" else place.rewind_step].append(place)
         for step, group in together.items():
             self._store_sparse(group, step)
-        return [ticket or self._read(place) for place, ticket in found.items()]
+        return [found[place] or self._read(place) for place in places]
 
     def name(self, place: Place) -> str:
         """The place's name in the store."""

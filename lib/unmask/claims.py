@@ -1,7 +1,8 @@
 """Claims: from measured tables to verdicts, by thresholds that the preset fixed beforehand.
 
-A verdict is "holds", "fails", or "not decidable" where fewer than `CASES_NEEDED` cases could be looked at. Nothing here
-chooses a threshold: shares of agreeing cases are held against `experiment.agreement`.
+A verdict is "holds", "fails", or "not decidable" where fewer than `CASES_NEEDED` cases could be looked at (a case is a
+pair of networks; a claim about seeds needs one). Nothing here chooses a threshold: shares of agreeing cases are held
+against `experiment.agreement`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import html
 
 import pandas as pd
 
-from .barriers import barrier
+from .barriers import METRICS, barrier
 from .experiments import Experiment
 from .measure import INTERPOLATED
 
@@ -31,12 +32,15 @@ def with_matching(levels: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
 def successive(levels: pd.DataFrame, segments: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
     """One row for each pair of successive levels: is the sparser one matching, and are the two connected?
 
-    Columns: seed, rewind_step, level, next_level, barrier (test error, whole segment), connected, excess and matching
-    (of `next_level`), density (of `next_level`).
+    Columns: seed, rewind_step, level, next_level, barrier (test error, whole segment), train_error_barrier,
+    train_loss_barrier (nats), connected (by `barrier`), and of `next_level`: density, excess, matching.
     """
     keys = ["seed", "rewind_step", "level", "next_level"]
     interpolated = segments[segments.norms == INTERPOLATED]
-    barriers = interpolated.groupby(keys)[["t", "test_error"]].apply(barrier).rename("barrier").reset_index()
+    paths = interpolated.groupby(keys)[["t", *METRICS]]
+    barriers = pd.DataFrame({name: paths.apply(barrier, metric) for name, metric in (
+        ("barrier", "test_error"), ("train_error_barrier", "train_error"), ("train_loss_barrier", "train_loss"))})
+    barriers = barriers.reset_index()
     reached = with_matching(levels, experiment)[["seed", "rewind_step", "level", "density", "excess", "matching"]]
     table = barriers.merge(reached.rename(columns={"level": "next_level"}), on=["seed", "rewind_step", "next_level"])
     return table.assign(connected=table.barrier < experiment.lmc_threshold)
@@ -48,12 +52,25 @@ def at_higher_sparsity(pairs: pd.DataFrame, experiment: Experiment) -> pd.DataFr
 
 
 def contingency(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Counts of successive pairs, connected or not (columns) against next level matching or not (rows)."""
-    counts = pd.crosstab(pairs.matching, pairs.connected)
-    counts = counts.reindex(index=[True, False], columns=[True, False], fill_value=0)
-    counts.index = pd.Index(["matching", "not matching"], name="next level is")
-    counts.columns = pd.Index(["connected", "not connected"], name="to the level before")
-    return counts
+    """Counts of successive pairs, connected or not (columns), by rewind step and next level matching or not (rows)."""
+    rows = []
+    for step in (*sorted(pairs.rewind_step.unique()), "all"):
+        chosen = pairs if step == "all" else pairs[pairs.rewind_step == step]
+        for matching, words in ((True, "matching"), (False, "not matching")):
+            connected = chosen[chosen.matching == matching].connected
+            rows.append({"rewound to step": step, "next level is": words, "connected": int(connected.sum()),
+                         "not connected": int((~connected).sum())})
+    return pd.DataFrame(rows).set_index(["rewound to step", "next level is"])
+
+
+def barriers_by_metric(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Mean barrier between successive levels by rewind step and matching, for test error, train error, train loss."""
+    means = pairs.assign(**{"next level is": pairs.matching.map({True: "matching", False: "not matching"}),
+                            "test error (points)": 100 * pairs.barrier,
+                            "train error (points)": 100 * pairs.train_error_barrier,
+                            "train loss (nats)": pairs.train_loss_barrier})
+    means = means.rename(columns={"rewind_step": "rewound to step"}).groupby(["rewound to step", "next level is"])
+    return means[["test error (points)", "train error (points)", "train loss (nats)"]].mean().round(2)
 
 
 def exceptions(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -109,7 +126,7 @@ def tickets_in_numbers(levels: pd.DataFrame, experiment: Experiment) -> dict[str
     return _common_numbers(e) | {
         "dense_error": float(dense.mean()), "dense_spread": float(dense.std()),
         "ticket_density": float(100 * kept.density.min()),
-        "early_lost_density": float(100 * early_lost.density.max())}
+        "early_step": float(e.rewind_steps[0]), "early_lost_density": float(100 * early_lost.density.max())}
 
 
 def connectivity_in_numbers(levels: pd.DataFrame, segments: pd.DataFrame, pairs: pd.DataFrame, experiment: Experiment,
@@ -118,12 +135,15 @@ def connectivity_in_numbers(levels: pd.DataFrame, segments: pd.DataFrame, pairs:
     e = experiment
     judged = successive(levels, segments, e)
     middle = segments[(segments.norms == INTERPOLATED) & (segments.t == 0.5)]
-    middle = middle[["seed", "rewind_step", "level", "test_error"]].merge(judged, on=["seed", "rewind_step", "level"])
+    keys = ["seed", "rewind_step", "level"]
+    ends = segments[(segments.norms == INTERPOLATED) & segments.t.isin((0.0, 1.0))].groupby(keys).test_error.mean()
+    middle = middle[[*keys, "test_error"]].merge(judged, on=keys).merge(ends.rename("end_error"), on=keys)
     first, late = (middle[middle.rewind_step == e.rewind_steps[end]] for end in (0, -1))
     sparse = at_higher_sparsity(judged, e)
     return _common_numbers(e) | {
         "mid_first": float(100 * first.test_error.mean()),
         "mid_late": float(100 * late[late.matching].test_error.mean()),
+        "ends_late": float(100 * late[late.matching].end_error.mean()),
         "agreeing": float(100 * (sparse.connected == sparse.matching).mean()),
         "compared": float(len(sparse)),
         "agreeing_everywhere": float(100 * (judged.connected == judged.matching).mean())}
@@ -144,9 +164,10 @@ def winning_tickets(levels: pd.DataFrame, controls: pd.DataFrame, experiment: Ex
     found = sparse[sparse.rewind_step == late].groupby("seed").matching.any()
     rows = [_share(e, "0", f"rewound to step {late}, IMP finds a matching network that keeps at most "
                            f"{e.ticket_density:.0%} of the weights (share of seeds)", found, needed=1)]
+    reached = sparse[(sparse.rewind_step == late) & sparse.matching][["seed", "level"]]
     for step in e.rewind_steps[:-1]:
-        rows.append(_share(e, "0", f"rewound to step {step}, no such network matches (share of levels)",
-                           ~sparse[sparse.rewind_step == step].matching))
+        rows.append(_share(e, "0", f"where it does, the network rewound to step {step} does not match",
+                           ~sparse[sparse.rewind_step == step].merge(reached).matching))
     compared = against_imp(levels, controls, e)
     for kind, words in (("random", "random masks"), ("shuffled", "layer-wise shuffled masks"),
                         ("reinitialized", "IMP masks on new weights"), ("one-shot", "one-shot masks")):
@@ -214,7 +235,8 @@ class Verdicts:
         head = f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
         body = "\n".join(
             f'<tr><td>{row.finding}</td><td>{html.escape(row.claim)}</td>'
-            f'<td class="statistic">{_percent(row.statistic)}</td><td>{row.rule}</td><td class="statistic">{row.cases}</td><td>{row.seeds}</td>'
+            f'<td class="statistic">{_percent(row.statistic)}</td><td>{row.rule}</td>'
+            f'<td class="statistic">{row.cases}</td><td>{row.seeds}</td>'
             f'<td class="verdict"><strong>{row.verdict}</strong></td></tr>' for row in self.table.itertuples())
         return f'<table class="table verdicts">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
 

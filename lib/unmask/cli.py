@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from .experiments import PRESETS, Experiment, experiment, parse_setting
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns 0; 1 if the store is damaged; 2, with one line on stderr, for bad input."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         return options.command(options) or 0
     except UnmaskError as error:
         print(f"unmask: error: {error}", file=sys.stderr)
@@ -22,10 +23,18 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("unmask: interrupted; what was finished is in the store", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of `unmask store ls | head` has seen enough
+        sys.stdout = open(os.devnull, "w")
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UnmaskError(f"{message}; see '{self.prog} --help'")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="unmask", description="What is encoded in a winning ticket's mask?")
+    parser = _Parser(prog="unmask", description="What is encoded in a winning ticket's mask?")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("presets", help="list the presets and their settings")
@@ -65,7 +74,7 @@ def _presets(_) -> None:
 
 
 def _run(options) -> None:
-    chosen = experiment(options.preset, **dict(map(parse_setting, options.settings)))
+    chosen = experiment(options.preset).but(**dict(map(parse_setting, options.settings)))
     from . import measure
     from .store import Store
 
@@ -82,7 +91,7 @@ def _execute(options) -> None:
     from .execute import execute, targets
 
     parameters = {name: _literal(value) for name, value in options.parameters}
-    for notebook, target in targets(options.notebooks, options.output):
+    for notebook, target in targets(options.notebooks, options.output, parameters):
         execute(notebook, target, parameters)
         print(f"unmask: wrote {target}")
 
@@ -108,11 +117,7 @@ def _store(options) -> int:
             print(f"damaged  {name}: {damage}")
         elif options.action == "ls":
             about = store.provenance(name)
-            print(f"{about['bytes']:>10,} bytes {about['seconds']:>9.1f} s  {about['date']}  {name}")
+            print(f"{about['bytes']:>10,} bytes {about.get('seconds', 0):>9.1f} s  {about.get('date', '?')}  {name}")
     print(f"unmask: {len(names)} entries in {store.root}, {damaged} damaged"
           + (" (they are computed again when next needed)" if damaged else ""))
     return 1 if damaged else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
+from .chains import Runs
 from .errors import UnmaskError
 from .experiments import experiment
+from .parallel import check_jobs
+from .store import Store
 
 
-def targets(notebooks: list[Path], output: Path | None) -> list[tuple[Path, Path]]:
-    """Each notebook with the file its executed copy goes to.
+def targets(notebooks: list[Path], output: Path | None, parameters: dict) -> list[tuple[Path, Path]]:
+    """Each notebook with the file its executed copy goes to, after checking all of them.
 
     Raises:
-        UnmaskError: a notebook is missing, or one output file is named for several notebooks.
+        UnmaskError: a notebook is missing or does not take the parameters, or two would be written to one file.
     """
     for notebook in notebooks:
-        if not notebook.is_file():
-            raise UnmaskError(f"notebook={str(notebook)!r}: no such file")
+        check(notebook, parameters)
     output = output or Path("build/executed")
-    if output.suffix != ".ipynb":
-        return [(notebook, output / notebook.name) for notebook in notebooks]
-    if len(notebooks) > 1:
+    if output.suffix == ".ipynb" and len(notebooks) > 1:
         raise UnmaskError(f"output={str(output)!r}: must be a folder when there are several notebooks")
-    return [(notebooks[0], output)]
+    files = [output if output.suffix == ".ipynb" else output / notebook.name for notebook in notebooks]
+    if len(set(files)) < len(files):
+        raise UnmaskError("two notebooks have the same name, and would be written to one file")
+    return list(zip(notebooks, files))
 
 
 def check(notebook: Path, parameters: dict) -> None:
     """Compare parameters with those the notebook has, and try them on its preset.
 
     Raises:
-        UnmaskError: the notebook has no such parameter, or its experiment does not allow the value.
+        UnmaskError: no such notebook or parameter, or an experiment, `jobs` or device that cannot be.
     """
     import papermill
 
-    known = papermill.inspect_notebook(str(notebook))
+    if not notebook.is_file():
+        raise UnmaskError(f"notebook={str(notebook)!r}: no such file")
+    try:
+        known = papermill.inspect_notebook(str(notebook))
+    except Exception as error:  # nbformat and json raise several kinds for a file that is no notebook
+        raise UnmaskError(f"notebook={str(notebook)!r}: is not a notebook ({type(error).__name__})") from error
     for name in parameters:
         if name not in known:
             raise UnmaskError(f"unknown parameter {name!r}: {notebook.name} has {', '.join(known)}")
-    if "preset" in known:
-        given = {name: value for name, value in parameters.items() if name not in ("settings", "jobs")}
-        settings = parameters.get("settings", {})
-        if not isinstance(settings, dict):
-            raise UnmaskError(f"settings={settings!r}: must be a dictionary of fields, such as {{'lr': 0.5}}")
-        experiment(**(given | settings))
+    if "preset" not in known:
+        return
+    settings = parameters.get("settings") or {}
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise UnmaskError(f"settings={settings!r}: must be a dictionary of fields, such as {{'lr': 0.5}}")
+    if twice := [name for name in settings if name in known]:
+        raise UnmaskError(f"settings={settings!r}: {twice[0]} is a parameter of the notebook; set it there")
+    check_jobs(parameters.get("jobs"))
+    given = {name: value for name, value in parameters.items() if name not in ("settings", "jobs")}
+    Runs(experiment(**given).but(**settings), Store())
 
 
 def execute(notebook: Path, target: Path, parameters: dict) -> None:
@@ -52,11 +65,11 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     The notebook's own messages, such as progress lines, are passed on to stderr.
 
     Raises:
-        UnmaskError: bad parameters, found before anything runs; a cell that failed; a target that cannot be written.
+        UnmaskError: a cell failed, the kernel died, or the target cannot be written.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
-    check(notebook, parameters)
     partial = target.with_name(f".{target.name}.partial.ipynb")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +78,12 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
             extra_arguments=["--IPKernelApp.log_level=ERROR"])  # else each kernel warns of its loopback connection
         partial.replace(target)
     except papermill.PapermillExecutionError as error:
-        raise UnmaskError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}") from error
+        said = str(error.evalue).partition("\n")[0]
+        raise UnmaskError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {said}") from error
+    except DeadKernelError as error:
+        raise UnmaskError(f"{notebook.name}: its kernel was killed, perhaps for want of memory") from error
     except OSError as error:
         raise UnmaskError(f"output={str(target)!r}: cannot be written: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

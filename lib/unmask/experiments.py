@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ RECIPE_VERSION = 1
 
 DATASETS = ("mnist1d",)
 NETWORKS = ("resnet1d", "resnet1d-strided")
+
+
+_LARGEST = 1e6  # of a factor; far beyond any use, and within the range of float32
 
 
 def _positive(value):
@@ -36,14 +40,14 @@ _ALLOWED = {
     "dataset": (f"one of {', '.join(DATASETS)}", lambda v: v in DATASETS),
     "train_samples": ("a positive multiple of 10", lambda v: v > 0 and v % 10 == 0),
     "test_samples": ("a positive multiple of 10", lambda v: v > 0 and v % 10 == 0),
-    "data_seed": ("0 or more", lambda v: v >= 0),
+    "data_seed": ("0 to 4294967295", lambda v: 0 <= v < 2**32),
     "network": (f"one of {', '.join(NETWORKS)}", lambda v: v in NETWORKS),
     "width": ("1 or more", _positive),
     "steps": ("1 or more", _positive),
     "batch_size": ("2 or more", lambda v: v >= 2),
-    "lr": ("above 0", _positive),
+    "lr": (f"above 0 and at most {_LARGEST:g}", lambda v: 0 < v <= _LARGEST),
     "momentum": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-    "weight_decay": ("0 or more", lambda v: v >= 0),
+    "weight_decay": (f"0 to {_LARGEST:g}", lambda v: 0 <= v <= _LARGEST),
     "milestones": ("increasing shares of the steps, each in (0, 1)",
                    lambda v: all(map(_share, v)) and list(v) == sorted(set(v))),
     "lr_decay": ("above 0 and at most 1", lambda v: 0 < v <= 1),
@@ -53,6 +57,7 @@ _ALLOWED = {
     "prune_fraction": ("in (0, 1)", _share),
     "control_every": ("1 or more", _positive),
     "seeds": ("1 or more", _positive),
+    "first_seed": ("0 or more", lambda v: v >= 0),
     "barrier_points": ("odd and 3 or more, so that the grid has both ends and the midpoint",
                        lambda v: v >= 3 and v % 2 == 1),
     "epsilon": ("in (0, 1)", _share),
@@ -61,7 +66,7 @@ _ALLOWED = {
     "higher_sparsity": ("in (0, 1)", _share),
     "ticket_density": ("in (0, 1)", _share),
     "device": ("'auto', 'cpu', 'cuda' or 'cuda:N'",
-               lambda v: v in ("auto", "cpu", "cuda") or (v.startswith("cuda:") and v[5:].isdigit())),
+               lambda v: re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", v)),
 }
 
 # Fields that decide what one training computes. Those left out (how many seeds, levels, rewind steps; how
@@ -75,7 +80,7 @@ class Experiment:
     """All settings of one experiment. Make one with `experiment(preset, **changes)`.
 
     Errors and thresholds are shares (0.01 is one percentage point). `milestones` are shares of `steps` at which the
-    learning rate is multiplied by `lr_decay`. `seeds`, `levels`: how many, counted from 0 and from 1.
+    learning rate is multiplied by `lr_decay`. `seeds`, `levels`: how many; levels count from 1, 0 being dense.
 
     Raises:
         UnmaskError: a field has the wrong type or is outside what is allowed.
@@ -105,6 +110,7 @@ class Experiment:
     control_every: int  # controls are trained at every so many levels, from the last rewind step
     # replication
     seeds: int
+    first_seed: int  # seeds are first_seed, first_seed + 1, ...
     # measuring and judging, fixed before results are looked at
     barrier_points: int
     epsilon: float  # a level is matching if its test error is at most the dense error plus epsilon
@@ -153,6 +159,10 @@ class Experiment:
         return dataclasses.replace(self, **changes)
 
     @property
+    def all_seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
     def control_levels(self) -> range:
         return range(self.control_every, self.levels + 1, self.control_every)
 
@@ -163,7 +173,7 @@ def experiment(preset: str = "miniature", **changes) -> Experiment:
     Raises:
         UnmaskError: no such preset or field, or a value that is not allowed.
     """
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UnmaskError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}")
     return PRESETS[preset].but(**{name: value for name, value in changes.items() if value is not None})
 
@@ -174,7 +184,7 @@ def parse_setting(text: str) -> tuple[str, object]:
     if not equals:
         raise UnmaskError(f"{text!r}: must have the form field=value")
     kind = _types().get(name)
-    if kind is None:  # leave the complaint, with the list of fields, to `Experiment.but`
+    if kind is None or name == "preset":  # leave the complaint, with the list of fields, to `Experiment.but`
         return name, value
     if typing.get_origin(kind) is tuple:
         (item, _) = typing.get_args(kind)
@@ -224,7 +234,7 @@ _MINIATURE = Experiment(
     network="resnet1d-strided", width=8,
     steps=1200, batch_size=128, lr=1.0, momentum=0.9, weight_decay=1e-4, milestones=(0.5, 0.75), lr_decay=0.1,
     rewind_steps=(0, 25, 250), levels=13, prune_fraction=0.2, control_every=2,
-    seeds=3,
+    seeds=3, first_seed=0,
     barrier_points=11, epsilon=0.01, lmc_threshold=0.02, agreement=0.9,
     higher_sparsity=0.33, ticket_density=0.2,
 )

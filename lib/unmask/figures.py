@@ -1,11 +1,14 @@
 """Figures: from tidy tables to matplotlib.
 
 Each function draws on axes it is given and returns nothing, or makes a figure of several panels and returns it.
-Colors and markers stand for rewind steps, the same in every figure; colors are seaborn's palette for color-blind
-readers, and markers and dashes tell curves apart in grey print as well.
+Colors and markers stand for the same rewind steps, or the same controls, in every figure; colors are seaborn's palette
+for color-blind readers, and markers and dashes tell curves apart in grey print as well.
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -168,7 +171,9 @@ def mask_information(controls: pd.DataFrame, experiment: Experiment) -> Figure:
     from the IMP solution of the level before."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.7))
     worse = controls.assign(worse=controls.test_error - controls.previous_error)
-    for style, kind in zip(_styles(), ("imp", "shuffled", "random")):
+    styles = dict(zip(_KINDS, _styles()))
+    for kind in ("imp", "shuffled", "random"):
+        style = styles[kind]
         here = worse[worse.kind == kind]
         _mean_and_range(left, here, "density", "worse", label=_KINDS[kind], **style)
         _mean_and_range(right, here, "density", "barrier", label=_KINDS[kind], **style)
@@ -198,10 +203,11 @@ def effect_of_norms(ax: Axes, segments: pd.DataFrame) -> None:
     ax.legend()
 
 
-def _styles() -> list[dict]:
+def _styles() -> Iterator[dict]:
+    """Color, marker and dashes, for as many curves as there are."""
     colors = sns.color_palette("colorblind")
-    return [{"color": colors[i], "marker": _MARKERS[i % len(_MARKERS)], "ls": _DASHES[i % len(_DASHES)]}
-            for i in (0, 1, 2, 3, 4, 5, 7)]
+    return ({"color": color, "marker": marker, "ls": dashes} for color, marker, dashes in zip(
+        itertools.cycle(colors[i] for i in (0, 1, 2, 3, 4, 5, 7)), itertools.cycle(_MARKERS), itertools.cycle(_DASHES)))
 
 
 def _mean_and_range(ax: Axes, table: pd.DataFrame, x: str, y: str, **style) -> None:

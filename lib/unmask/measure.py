@@ -6,11 +6,11 @@ in [0, 1], losses are in nats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, groupby, product
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from . import data, networks, parallel
@@ -18,8 +18,8 @@ from .barriers import barrier, interpolate, segment
 from .chains import CONTROLS, Place, Runs
 from .errors import UnmaskError
 from .experiments import Experiment
-from .store import TENSORS, Store
-from .train import evaluate
+from .store import TABLE, TENSORS, Store
+from .train import evaluate, single_thread
 
 INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
 TOGETHER = 6  # replicates trained side by side; more gain nothing on a CPU, and results do not depend on it
@@ -47,7 +47,7 @@ def segments(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
     parts = []
     for level in range(runs.experiment.levels):
         ends = [runs.level(seed, rewind_step, end).state for end in (level, level + 1)]
-        for norms, grid in ((INTERPOLATED, np.linspace(0, 1, runs.experiment.barrier_points)),
+        for norms, grid in ((INTERPOLATED, _grid(runs.experiment)),
                             (REESTIMATED, (0.0, 0.5, 1.0))):
             part = segment(runs.network, *ends, grid, runs.data, reestimate=norms == REESTIMATED)
             parts.append(_labelled(part, level=level, next_level=level + 1, norms=norms))
@@ -84,7 +84,7 @@ def controls(runs: Runs, seed: int) -> pd.DataFrame:
         tickets = {"imp": runs.level(seed, e.rewind_steps[-1], level)}
         tickets |= {kind: runs.control(kind, seed, level) for kind in CONTROLS}
         for kind, ticket in tickets.items():
-            path = segment(runs.network, previous, ticket.state, np.linspace(0, 1, e.barrier_points), runs.data,
+            path = segment(runs.network, previous, ticket.state, _grid(e), runs.data,
                            ("test_error",))
             networks.load_state(runs.network, ticket.state)
             train = evaluate(runs.network, runs.data.train)
@@ -142,52 +142,55 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
     Raises:
         UnmaskError: bad input, found before any computing.
     """
-    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
-        raise UnmaskError(f"jobs={jobs!r}: must be a whole number, 1 or more")
+    jobs = parallel.check_jobs(jobs)
     runs = Runs(experiment, store)
-    measurements = [parallel.Task("measure:read_part", (name, keys), (
-        (_part_name(runs, name, keys) + ".csv",
-         f"{name}, " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in zip(TABLES[name].keys, keys))),))
-        for name in tables for keys in _all_keys(experiment, name)]
-    if all(output in store for task in measurements for output, _ in task.outputs):
+    waves = plan(runs, tables, jobs)
+    names = [name for wave in waves for task in wave for name, _ in task.outputs]
+    store.drop_damaged(names)  # before anything is built on it
+    *_, measurements = waves
+    if all(name in store for task in measurements for name, _ in task.outputs):
         return
     data.load(experiment, store)  # generated once, before there are several processes to do it
-    for wave in _trainings(runs, controls="controls" in tables):
-        parallel.run(wave, experiment, store, jobs)
-    parallel.run(measurements, experiment, store, jobs, doing="measurements")
+    parallel.run(waves, experiment, store, jobs)
 
 
-def _trainings(runs: Runs, controls: bool) -> list[list[parallel.Task]]:
-    """All trainings, in waves: what is in one wave needs nothing but the waves before it.
+def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Task]]:
+    """All trainings the tables need, then all measurements, in waves: a wave needs nothing but the waves before it.
 
-    A task trains up to `TOGETHER` replicates side by side.
+    Replicates that can be trained side by side share a task, as long as there is a task for every one of `jobs`.
     """
     e = runs.experiment
 
-    def task(*places):
-        return parallel.Task("measure:train_places", places, tuple(
+    def task(places):
+        return parallel.Task("measure:train_places", tuple(places), tuple(
             (runs.name(place) + TENSORS, _describe(place)) for place in places))
 
     def chain(seeds, step):
-        return task(*(Place("imp", seed, step, level) for level in range(1, e.levels + 1) for seed in seeds))
-
-    seeds = list(_groups(range(e.seeds)))
-    places = [(seed, level) for level in e.control_levels for seed in range(e.seeds)]
+        return task([Place("imp", seed, step, level) for level in range(1, e.levels + 1) for seed in seeds])
 
     def control(kind):
-        return [task(*(Place(kind, seed, e.rewind_steps[-1], level) for seed, level in group))
-                for group in _groups(places)]
+        places = [Place(kind, seed, e.rewind_steps[-1], level) for level in e.control_levels for seed in e.all_seeds]
+        return [task(group) for group in _groups(places, jobs)]
 
-    waves = [[task(*(Place("imp", seed, e.rewind_steps[0], 0) for seed in group)) for group in seeds],
-             [chain(group, step) for step in e.rewind_steps for group in seeds]]
-    if controls:
+    def measurement(name, keys):
+        what = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in zip(TABLES[name].keys, keys))
+        output = _part_name(runs, name, keys) + TABLE, f"{name}, {what}"
+        return parallel.Task("measure:read_part", (name, keys), (output,))
+
+    dense = [task([Place("imp", seed, e.rewind_steps[0], 0) for seed in seeds]) for seeds in _groups(e.all_seeds, jobs)]
+    chains = [chain(seeds, step) for step in e.rewind_steps
+              for seeds in _groups(e.all_seeds, jobs / len(e.rewind_steps))]
+    waves = [dense, chains]
+    if "controls" in tables:
         waves[1] += control("random") + control("one-shot")
         waves += [control("reinitialized") + control("shuffled")]
-    return waves
+    return waves + [[measurement(name, keys) for name in tables for keys in _all_keys(e, name)]]
 
 
-def _groups(items: Sequence) -> Iterator[Sequence]:
-    return (items[first:first + TOGETHER] for first in range(0, len(items), TOGETHER))
+def _groups(items: Sequence, parts: float) -> Iterator[Sequence]:
+    """At least `parts` groups where there are as many items, of at most `TOGETHER` each."""
+    size = max(1, min(TOGETHER, math.ceil(len(items) / max(parts, 1))))
+    return (items[first:first + size] for first in range(0, len(items), size))
 
 
 def _describe(place: Place) -> str:
@@ -196,8 +199,14 @@ def _describe(place: Place) -> str:
     return f"{place.kind}, seed {place.seed}, rewind step {place.rewind_step}, level {place.level}"
 
 
+def _grid(experiment: Experiment) -> list[float]:
+    """Interpolation weights from 0 to 1; the middle one is 1/2 to the bit."""
+    last = experiment.barrier_points - 1
+    return [i / last for i in range(last + 1)]
+
+
 def _all_keys(experiment: Experiment, name: str) -> list[tuple]:
-    ranges = {"seed": range(experiment.seeds), "rewind_step": experiment.rewind_steps}
+    ranges = {"seed": experiment.all_seeds, "rewind_step": experiment.rewind_steps}
     return list(product(*(ranges[key] for key in TABLES[name].keys)))
 
 
@@ -216,7 +225,8 @@ def _labelled(table: pd.DataFrame, **labels) -> pd.DataFrame:
 
 def read_part(runs: Runs, name: str, keys: tuple) -> pd.DataFrame:
     """One part of a table, from the store; measured first if it is not there."""
-    return runs.store.table(_part_name(runs, name, keys), lambda: TABLES[name].part(runs, *keys))
+    with single_thread():
+        return runs.store.table(_part_name(runs, name, keys), lambda: TABLES[name].part(runs, *keys))
 
 
 def train_places(runs: Runs, *places: Place) -> None:

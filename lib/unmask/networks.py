@@ -78,9 +78,9 @@ class Classifier(nn.Linear):
 class ResNet1d(nn.Module):
     """Residual network for signals: a stem, three blocks of w, 2w, 4w channels, mean over positions, linear layer.
 
-    Takes (batch, replicates, length), returns logits (replicates * batch, classes). Inside, the batch is the width of one image
-    (1, channels, length, batch): convolutions of height k and width 1 compute what `nn.Conv1d` would, on rows of
-    contiguous samples that keep a CPU busy where rows of 40 points do not.
+    Takes (batch, replicates, length), returns logits (replicates * batch, classes). Inside, the batch is the width of
+    one image (1, replicates * channels, length, batch): convolutions of height k and width 1 compute what `nn.Conv1d`
+    would, on rows of contiguous samples that keep a CPU busy where rows of 40 points do not.
     """
 
     def __init__(self, width: int, stem_kernel: int, stem_stride: int, replicates: int):

@@ -10,8 +10,10 @@ import functools
 import sys
 import threading
 import time
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from .errors import UnmaskError
 from .experiments import Experiment
 from .store import Store
 
@@ -24,25 +26,42 @@ class Task(NamedTuple):
     outputs: tuple[tuple[str, str], ...]  # name in the store, what to call it in the progress line
 
 
-def default_jobs() -> int:
-    """As many processes as this process may use cores."""
+def check_jobs(jobs: int | None) -> int:
+    """`jobs`, or as many as this process may use cores.
+
+    Raises:
+        UnmaskError: it is not a whole number of 1 or more.
+    """
     import joblib
 
-    return joblib.cpu_count()
+    if jobs is None:
+        return joblib.cpu_count()
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise UnmaskError(f"jobs={jobs!r}: must be a whole number, 1 or more")
+    return jobs
 
 
-def run(tasks: Sequence[Task], experiment: Experiment, store: Store, jobs: int | None = None,
-        doing: str = "trainings") -> None:
-    """Do all tasks whose outputs are not all in the store, `jobs` at a time, one thread each."""
+def run(waves: Sequence[Sequence[Task]], experiment: Experiment, store: Store, jobs: int | None = None) -> None:
+    """Do all tasks whose outputs are not all in the store, wave after wave, `jobs` at a time, one thread each.
+
+    Raises:
+        UnmaskError: what a task raised; or a worker was killed.
+    """
     import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    tasks = [task for task in tasks if not all(name in store for name, _ in task.outputs)]
-    if not tasks:
+    jobs = check_jobs(jobs)
+    waves = [[task for task in wave if not all(name in store for name, _ in task.outputs)] for wave in waves]
+    if not any(waves):
         return
-    jobs = min(jobs or default_jobs(), len(tasks))
-    with Progress(tasks, store, jobs, doing):
-        joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)(
-            joblib.delayed(_do)(task, experiment, str(store.root)) for task in tasks)
+    with Progress([task for wave in waves for task in wave], store, jobs):
+        for wave in filter(None, waves):
+            try:
+                joblib.Parallel(n_jobs=min(jobs, len(wave)), batch_size=1, pre_dispatch=jobs)(
+                    joblib.delayed(_do)(task, experiment, str(store.root)) for task in wave)
+            except TerminatedWorkerError as error:
+                raise UnmaskError("a worker process was killed, perhaps for want of memory; what was finished is in "
+                                  "the store, and a smaller number of jobs needs less") from error
 
 
 def _do(task: Task, experiment: Experiment, root: str) -> None:
@@ -64,13 +83,13 @@ def _runs(experiment: Experiment, root: str):
 
 
 class Progress:
-    """Shows how many outputs are in the store, which are being worked on, and the time left.
+    """Shows how many trainings and measurements are done, which are at work, how many remain, and the time left.
 
     A bar on a terminal; in a log file, a plain line every `interval` seconds.
     """
 
-    def __init__(self, tasks: Sequence[Task], store: Store, jobs: int, doing: str, interval: float = 15):
-        self.store, self.jobs, self.doing, self.interval = store, jobs, doing, interval
+    def __init__(self, tasks: Sequence[Task], store: Store, jobs: int, interval: float = 15):
+        self.store, self.jobs, self.interval = store, jobs, interval
         self.waiting = [[output for output in task.outputs if output[0] not in store] for task in tasks]
         self.total = sum(map(len, self.waiting))
         self.began = time.monotonic()
@@ -89,7 +108,7 @@ class Progress:
         from tqdm import tqdm
 
         if sys.stderr.isatty():
-            with tqdm(total=self.total, desc=self.doing, smoothing=0, dynamic_ncols=True) as bar:
+            with tqdm(total=self.total, desc="unmask", smoothing=0, dynamic_ncols=True) as bar:
                 while True:
                     done = self.ended.wait(0.5)
                     bar.update(self.total - self._remaining() - bar.n)
@@ -111,7 +130,7 @@ class Progress:
 
         remaining = self._remaining()
         finished = self.total - remaining
-        line = f"unmask: {self.doing}: {finished} of {self.total} done in {tqdm.format_interval(seconds)}"
+        line = f"unmask: {finished} of {self.total} done in {tqdm.format_interval(seconds)}"
         if remaining:
             left = tqdm.format_interval(seconds / finished * remaining) if finished else "?"
             line += f", {remaining} remain, about {left} left; now {self._now()}"

@@ -6,15 +6,15 @@ import dataclasses
 import json
 import platform
 import subprocess
-import time
 from pathlib import Path
 
 import pandas as pd
 
 from . import measure
+from .chains import Runs
 from .errors import UnmaskError
 from .experiments import Experiment, experiment
-from .store import Store, reading_csv
+from .store import Store, reading_csv, write_atomically
 
 FOLDER = Path(__file__).resolve().parents[2] / "results"
 
@@ -23,26 +23,29 @@ def publish(chosen: Experiment, store: Store, jobs: int | None = None, folder: P
     """Write every table of the experiment to `folder/PRESET`, with where it came from; what is missing is computed.
 
     Raises:
-        UnmaskError: bad input, or a folder that cannot be written.
+        UnmaskError: an experiment that is not a preset as it stands, or a folder that cannot be written.
     """
     import torch
 
+    if chosen != experiment(chosen.preset):
+        raise UnmaskError(f"publish: only presets as they are can be published, and {chosen.preset} was changed")
     tables = measure.all_tables(chosen, store, jobs)
-    entries = [name for name in store.names() if name.startswith(chosen.recipe)]
+    waves = measure.plan(Runs(chosen, store), measure.TABLES, jobs=1)
+    entries = [store.provenance(name) for wave in waves for task in wave for name, _ in task.outputs]
     provenance = {
-        "experiment": dataclasses.asdict(chosen), "identity": chosen.id, "commit": _commit(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()), "processor": _processor(),
+        "experiment": dataclasses.asdict(chosen), "identity": chosen.id, "published from commit": _commit(),
+        "computed": " to ".join(sorted({min(e["date"] for e in entries)[:10], max(e["date"] for e in entries)[:10]})),
+        "processor": ", ".join(sorted({e["processor"] for e in entries})),
         "device": chosen.device if chosen.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu",
-        "core_seconds": round(sum(store.provenance(name)["seconds"] for name in entries)),
-        "versions": versions()}
+        "core_seconds": round(sum(e["seconds"] for e in entries)), "versions": versions()}
     target = folder / chosen.preset
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():
-            table.to_csv(target / f"{name}.csv", index=False, lineterminator="\n")
-        (target / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+            write_atomically(target / f"{name}.csv", table.to_csv(index=False, lineterminator="\n").encode())
+        write_atomically(target / "provenance.json", (json.dumps(provenance, indent=1) + "\n").encode())
     except OSError as error:
-        raise UnmaskError(f"publish={str(folder)!r}: cannot write {error.filename}: {error.strerror}") from error
+        raise UnmaskError(f"publish={str(target)!r}: cannot be written: {error.strerror}") from error
     return target
 
 
@@ -71,14 +74,9 @@ def versions() -> dict[str, str]:
 
 def _commit() -> str:
     """The checkout's commit, marked if something in it was changed since."""
-    result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=FOLDER.parent,
-                            capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
-
-
-def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+                                cwd=FOLDER.parent, capture_output=True, text=True)
+        return result.stdout.strip() or "unknown"
+    except OSError:  # no git here
+        return "unknown"

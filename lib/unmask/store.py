@@ -9,6 +9,7 @@ as absent, so it is computed again. Nothing is ever unpickled.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .errors import UnmaskError
@@ -27,7 +28,7 @@ TENSORS, TABLE = ".safetensors", ".csv"
 
 def default_root() -> Path:
     """`$UNMASK_STORE`; else `store/` of the checkout this library runs from; else the user's cache folder."""
-    if "UNMASK_STORE" in os.environ:
+    if os.environ.get("UNMASK_STORE"):
         return Path(os.environ["UNMASK_STORE"])
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").exists():
@@ -43,7 +44,7 @@ class Store:
     """
 
     def __init__(self, root: Path | str | None = None):
-        self.root = Path(root) if root is not None else default_root()
+        self.root = Path(root if root is not None else default_root()).expanduser().absolute()
         with self._writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -89,6 +90,12 @@ class Store:
         """What is wrong with an entry, or None if its bytes are those that were stored."""
         return self._read(name)[1]
 
+    def drop_damaged(self, names: Iterable[str]) -> None:
+        """Report damaged entries among `names` and remove them, so that they count as absent."""
+        for name in names:
+            if name in self:
+                self._read_whole(name)
+
     def _read_whole(self, name):
         if name not in self:
             return None
@@ -96,6 +103,8 @@ class Store:
         if damage is None:
             return data
         print(f"unmask: {self.root / name} is damaged ({damage}); computing it again", file=sys.stderr)
+        with self._writing(self.root / name):
+            (self.root / (name + ".json")).unlink(missing_ok=True)
         return None
 
     def _read(self, name):
@@ -104,8 +113,12 @@ class Store:
             expected = self.provenance(name)
         except FileNotFoundError as error:
             return b"", f"{Path(error.filename).suffix} file missing"
+        except OSError as error:
+            return b"", f"cannot be read: {error.strerror}"
         except ValueError:
             return b"", "its .json cannot be read"
+        if not isinstance(expected, dict):
+            return b"", "its .json is not a record"
         if len(data) != expected.get("bytes"):
             return b"", f"{len(data)} bytes, stored were {expected.get('bytes')}"
         if hashlib.sha256(data).hexdigest() != expected.get("sha256"):
@@ -119,12 +132,12 @@ class Store:
         about = {
             "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "seconds": round(seconds, 3),
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "torch": torch.__version__,
-            "python": platform.python_version(), "machine": f"{platform.machine()} {platform.system()}",
+            "python": platform.python_version(), "processor": processor(),
         }
         with self._writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, data)
-            _write_atomically(path.with_name(path.name + ".json"), json.dumps(about, indent=1).encode())
+            write_atomically(path, data)
+            write_atomically(path.with_name(path.name + ".json"), json.dumps(about, indent=1).encode())
 
     @contextlib.contextmanager
     def _writing(self, path):
@@ -132,6 +145,16 @@ class Store:
             yield
         except OSError as error:
             raise UnmaskError(f"store={str(self.root)!r}: cannot write {path}: {error.strerror}") from error
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def reading_csv(source) -> pandas.DataFrame:  # noqa: F821
@@ -142,7 +165,8 @@ def reading_csv(source) -> pandas.DataFrame:  # noqa: F821
     return pd.read_csv(source, **exact)
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name and rename it: it is there whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

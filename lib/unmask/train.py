@@ -80,7 +80,7 @@ def train(experiment: Experiment, split: Split, replicates: Sequence[Start], sta
         For each replicate, its state at each snapshot, by step.
 
     Raises:
-        UnmaskError: a snapshot is before `start` or beyond the end, or the loss is not finite.
+        UnmaskError: a snapshot is before `start` or beyond the end, or a replicate's weights are no longer finite.
     """
     e = experiment
     snapshots = sorted(set(snapshots)) or [e.steps]
@@ -95,7 +95,7 @@ def train(experiment: Experiment, split: Split, replicates: Sequence[Start], sta
     velocity = torch.zeros_like(weights)
     recorded = {start: networks.state_of(network)}
 
-    with native_kernels():
+    with native_kernels(), single_thread():
         for step, (x, y) in enumerate(batches(e, split, orders, start, snapshots[-1]), start):
             loss = F.cross_entropy(network(x), y, reduction="sum") / e.batch_size  # replicates' mean losses, added
             gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
@@ -104,9 +104,11 @@ def train(experiment: Experiment, split: Split, replicates: Sequence[Start], sta
                 weights.sub_(velocity, alpha=learning_rate(e, step)).mul_(alive)
             if step + 1 in snapshots:
                 recorded[step + 1] = networks.state_of(network)
-    if not torch.isfinite(weights).all():
-        raise UnmaskError(f"training diverged: weights are not finite after step {snapshots[-1]} (lr = {e.lr})")
     states = {step: networks.unstack(recorded[step], count) for step in snapshots}
+    for replicate, state in zip(replicates, states[snapshots[-1]]):
+        if not all(tensor.isfinite().all() for tensor in state.values()):
+            raise UnmaskError(f"training diverged: weights are not finite after step {snapshots[-1]} with lr={e.lr} "
+                              f"and data order {'/'.join(map(str, replicate.order))}")
     return [{step: states[step][i] for step in snapshots} for i in range(count)]
 
 
