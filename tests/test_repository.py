@@ -118,3 +118,8 @@ def test_nbval_forgives_statistics_and_not_verdicts():
         return row
 
     assert seen("0.123", "holds") == seen("0.124", "holds") != seen("0.123", "fails")
+
+
+def test_no_page_has_a_place_left_open():
+    for page in [ROOT / "README.md", *ROOT.glob("book/*.md"), *ROOT.glob("book/*.ipynb"), *ROOT.glob("notebooks/*.ipynb")]:
+        assert not re.search(r"TODO|COSTS|FIXME|XXX", page.read_text()), page
