@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path("build/src")
 INDEX = Path("build/_build/html/index.html")
 BIN = Path(sys.executable).parent
-MAIN_FIGURE_PAGE = "notebooks/02_linear_connectivity.ipynb"
-MAIN_FIGURE = Path("book/images/main.png")
+IMAGES = Path("book/images")
+README_FIGURE = IMAGES / "02_linear_connectivity.png"
 
 
 def main():
@@ -36,11 +36,11 @@ def main():
     notebooks = [page for page in toc_files() if page.suffix == ".ipynb"]
     for page in notebooks:
         times[str(page)] = timed(run, "unmask", "execute", page, "--output", SOURCE / page)
-    save_main_figure()
+        save_main_figure(page)
     times["pages"] = timed(run, "jupyter-book", "build", SOURCE, "--path-output", "build", "-W", "--keep-going", "-q")
     if publish:
-        MAIN_FIGURE.parent.mkdir(exist_ok=True)
-        shutil.copy(SOURCE / MAIN_FIGURE, MAIN_FIGURE)
+        IMAGES.mkdir(exist_ok=True)
+        shutil.copy(SOURCE / README_FIGURE, README_FIGURE)
         for page in notebooks:
             commit_outputs(page)
 
@@ -74,7 +74,7 @@ def stage():
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(name, SOURCE / name)
     (SOURCE / "notebooks").mkdir()
-    (SOURCE / MAIN_FIGURE).parent.mkdir(exist_ok=True)
+    (SOURCE / IMAGES).mkdir(exist_ok=True)
 
 
 def toc_files():
@@ -84,14 +84,12 @@ def toc_files():
     return [path for name in names for path in (Path(f"{name}.ipynb"), Path(f"{name}.md")) if path.exists()]
 
 
-def save_main_figure():
-    """The introduction and the README show the figure of the cell tagged `main-figure`."""
-    for cell in nbformat.read(SOURCE / MAIN_FIGURE_PAGE, 4).cells:
+def save_main_figure(page):
+    """The introduction shows the figure of each finding, that of the cell tagged `main-figure`."""
+    for cell in nbformat.read(SOURCE / page, 4).cells:
         if "main-figure" in cell.metadata.get("tags", []):
             png = next(output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
-            (SOURCE / MAIN_FIGURE).write_bytes(base64.b64decode(png))
-            return
-    sys.exit(f"book/build.py: no cell of {MAIN_FIGURE_PAGE} is tagged main-figure")
+            (SOURCE / IMAGES / f"{page.stem}.png").write_bytes(base64.b64decode(png))
 
 
 def commit_outputs(page):

@@ -132,7 +132,7 @@ def test_unknown_places_in_the_chain_are_refused(runs):
     for call, said in ((lambda: runs.level(0, 7, 1), "rewind_step=7: the experiment has \\[0, 5\\]"),
                        (lambda: runs.level(0, 5, 4), "level=4: the experiment has levels 0 to 3"),
                        (lambda: runs.level(0, 5, -1), "level=-1"),
-                       (lambda: runs.control("magic", 0, 2), "kind='magic': must be one of imp, random")):
+                       (lambda: runs.control("magic", 0, 2), "kind='magic': must be one of imp, lr-rewound")):
         with pytest.raises(UnmaskError, match=said):
             call()
 
@@ -161,7 +161,13 @@ def test_tables_have_a_row_for_every_case(runs):
     rows = {name: len(measure.table(name, e, store, 1)) for name in measure.TABLES}
     chains_, pairs = 2 * 2, 3
     assert rows == {"levels": chains_ * 4, "segments": chains_ * pairs * (3 + 3), "pairs": chains_ * 6,
-                    "controls": 2 * 1 * 5}
+                    "controls": 2 * 1 * 5, "magnitudes": 2 * 1 * 4 * 61, "gaps": chains_ * pairs * 4,
+                    "refill": 2 * 3 * 1 * 23, "next_cuts": 2 * (2 + 3 + 3), "retraining_methods": 2 * 1 * 3,
+                    "landscape": 4 * (3 + 3 + 2 + 49),
+                    "perturbations": chains_ * 2 * (3 + 1), "spectra": rows["spectra"],
+                    "curvatures": 3 + 1, "predictions": 3 * 2 * ((3 + 1) + (1 + 1)), "displacements": 2 * (1 + 8) * 6,
+                    "prunings": 2 * 2 * 2 * 2}
+    assert rows["spectra"] > 4 * 50
 
 
 def test_the_level_table_says_what_evaluation_says(runs):

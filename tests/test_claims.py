@@ -123,3 +123,89 @@ def test_no_verdict_is_left_out_of_the_page():
     page = table._repr_html_()
     assert page.count("<tr>") == len(table.table) + 1 and page.count('class="statistic"') == 2 * len(table.table)
     assert repr(table).count("\n") == len(table.table) - 1
+
+
+def gap_table(retrained=0.15, seeds=6):
+    stages = {"solution": 0.2, "pruned": 0.0, "rewound": 0.3, "retrained": retrained}
+    return pd.DataFrame([{"seed": seed, "rewind_step": step, "level": level, "density": DENSITY[level], "stage": stage,
+                          "below": below} for seed in range(seeds) for step in (0, 10) for level in (1, 2, 3)
+                         for stage, below in stages.items()])
+
+
+def cut_table(continued=(2.0, 0.3), seeds=6):
+    cuts = {"retrained": (1.0, 0.1), "continued": continued, "one-shot": (3.0, 0.6)}
+    return pd.DataFrame([{"seed": seed, "level": level, "density": DENSITY[level], "cut": cut, "length": length,
+                          "test_error": error} for seed in range(seeds) for level in (1, 2, 3)
+                         for cut, (length, error) in cuts.items() if level > 1 or cut != "continued"])
+
+
+def method_table(fine_tuned=(0.2, 0.01), seeds=6):
+    kinds = {"imp": (0.045, 0.15), "lr-rewound": (0.045, 0.12), "fine-tuned": fine_tuned}
+    return pd.DataFrame([{"seed": seed, "level": level, "density": DENSITY[level], "kind": kind, "test_error": error,
+                          "below": below, "barrier": 0.0} for seed in range(seeds) for level in (1, 2)
+                         for kind, (error, below) in kinds.items()])
+
+
+def retraining_verdicts(gaps=None, cuts=None, methods=None):
+    tables = [gap_table() if gaps is None else gaps, cut_table() if cuts is None else cuts,
+              method_table() if methods is None else methods]
+    return claims.role_of_retraining(levels(), *tables, E).table.verdict.tolist()
+
+
+def test_the_papers_role_of_retraining_holds_throughout():
+    assert retraining_verdicts() == ["holds"] * 8
+
+
+def test_each_claim_on_retraining_can_fail():
+    assert retraining_verdicts(gaps=gap_table(retrained=0.09)) == ["holds", "fails"] + ["holds"] * 6
+    assert retraining_verdicts(cuts=cut_table((0.9, 0.1)))[2:4] == ["fails", "fails"]
+    assert retraining_verdicts(methods=method_table((0.045, 0.15)))[4:] == ["holds", "fails", "holds", "fails"]
+
+
+def test_methods_are_judged_where_weight_rewinding_matches_and_is_sparse():
+    made = claims.role_of_retraining(levels(), gap_table(), cut_table(), method_table(), E).table
+    assert made.cases.tolist()[-2:] == [6, 6]  # level 2 only: level 1 keeps more than the ticket density
+    none = method_table().assign(test_error=0.9)
+    assert retraining_verdicts(methods=none)[-2:] == ["not decidable", "not decidable"]
+
+
+def test_a_gap_is_refilled_from_the_presets_share_on():
+    judged = claims.with_refilled(pd.DataFrame({"below": [0.0999, 0.1, 0.3]}), E)
+    assert judged.refilled.tolist() == [False, True, True]
+
+
+def picture(middle, table, spread=0.0):
+    """Segments of seed 0 from level 1 to 2, as the plane's rows have them; `middle` is the error half-way, by step."""
+    rows = []
+    for step in (0, 10):
+        errors = table[(table.seed == 0) & (table.rewind_step == step)].set_index("level").test_error
+        rows += [{"seed": 0, "rewind_step": step, "plane": "solutions", "level": 1, "next_level": 2, "what": "segment",
+                  "t": t, "x": t, "y": 0.0, "test_error": error}
+                 for t, error in ((0.0, errors[1]), (0.5, middle[step]), (1.0, errors[2] + spread))]
+    return pd.DataFrame(rows)
+
+
+def test_the_picture_is_judged_by_its_segments_and_held_against_finding_1():
+    table = levels()
+    told = segments(table, PAPER["bump"])
+
+    def judged(middle):
+        return claims.error_landscape(picture(middle, table), told, table, E)
+
+    made = judged({0: 0.7, 10: 0.04})
+    assert made.table.verdict.tolist() == ["holds"] * 3 and set(made.table.seeds) == {1}
+    assert judged({0: 0.1, 10: 0.04}).table.verdict.tolist() == ["holds", "fails", "fails"]
+    assert judged({0: 0.7, 10: 0.5}).table.verdict.tolist() == ["fails", "holds", "fails"]
+
+
+def test_verdicts_are_given_of_the_tables_that_are_there():
+    table = levels()
+    tables = {"levels": table, "segments": segments(table, PAPER["bump"]), "pairs": pairs(table, PAPER["barrier"]),
+              "controls": controls()}
+    first = claims.all_verdicts(tables, E).table
+    assert set(first.finding) == {"0", "1"}
+    tables |= {"gaps": gap_table(), "next_cuts": cut_table(), "retraining_methods": method_table()}
+    assert set(claims.all_verdicts(tables, E).table.finding) == {"0", "1", "4"}
+    tables |= {"landscape": picture({0: 0.7, 10: 0.04}, table)}
+    assert set(claims.all_verdicts(tables, E).table.finding) == {"0", "1", "4", "picture"}
+    assert len(claims.all_verdicts({}, E).table) == 0

@@ -18,8 +18,10 @@ def test_every_changed_field_gives_a_new_identity():
     changes = dict(train_samples=300, test_samples=400, data_seed=1, network="resnet1d", width=5, steps=41, batch_size=49,
                    lr=0.3, momentum=0.5, weight_decay=0.0, milestones=(0.4,), lr_decay=0.2, rewind_steps=(0, 6),
                    levels=2, prune_fraction=0.3, control_every=1, seeds=3, barrier_points=5, epsilon=0.02,
-                   lmc_threshold=0.03, agreement=0.8, higher_sparsity=0.4, ticket_density=0.3, first_seed=7,
-                   device="cpu")
+                   lmc_threshold=0.03, agreement=0.8, higher_sparsity=0.4, ticket_density=0.3, gap_refilled=0.4, plane_points=7, first_seed=7,
+                   device="cpu",
+                   probe_levels=(1,), perturbation_lengths=(0.0, 1.0), limit_levels=(1,), prune_ratios=(0.5,),
+                   curvature_samples=50, lanczos_probes=3, lanczos_steps=5, loss_height=0.1, limit_tolerance=0.2)
     smoke = PRESETS["smoke"]
     ids = {smoke.but(**{name: value}).id for name, value in changes.items()} | {smoke.id}
     assert len(ids) == len(changes) + 1
@@ -28,7 +30,8 @@ def test_every_changed_field_gives_a_new_identity():
 
 def test_counting_and_judging_reuse_trainings_but_training_settings_do_not():
     smoke = PRESETS["smoke"]
-    for change in (dict(seeds=9), dict(levels=5), dict(rewind_steps=(0, 9)), dict(epsilon=0.5), dict(barrier_points=7)):
+    for change in (dict(seeds=9), dict(levels=5), dict(rewind_steps=(0, 9)), dict(epsilon=0.5), dict(barrier_points=7),
+                   dict(probe_levels=(1,)), dict(prune_ratios=(0.3,)), dict(loss_height=1.0)):
         assert smoke.but(**change).recipe == smoke.recipe
     for change in (dict(lr=0.3), dict(steps=41), dict(width=5), dict(prune_fraction=0.5), dict(data_seed=1)):
         assert smoke.but(**change).recipe != smoke.recipe
@@ -51,6 +54,18 @@ def test_counting_and_judging_reuse_trainings_but_training_settings_do_not():
     (dict(prune_fraction=0.0), "prune_fraction=0.0: must be in (0, 1)"),
     (dict(prune_fraction=1), "prune_fraction=1.0: must be in (0, 1)"),
     (dict(barrier_points=10), "barrier_points=10: must be odd"),
+    (dict(probe_levels=[]), "probe_levels=[]: must be at least one"),
+    (dict(limit_levels=[-1, 2]), "limit_levels=[-1, 2]: must be at least one, increasing, each 0 or more"),
+    (dict(perturbation_lengths=[-1.0, 0.0, 1.0]), "perturbation_lengths=[-1.0, 0.0, 1.0]: must be increasing, each 0 or"),
+    (dict(perturbation_lengths=[0.0, 1.0, float("inf")]), "perturbation_lengths=inf: must be of type float and finite"),
+    (dict(perturbation_lengths=[0.0, 1.0, float("nan")]), "perturbation_lengths=nan"),
+    (dict(perturbation_lengths=[0.0, 2.0]), "0 and 1 among them"),
+    (dict(prune_ratios=[0.5, 1.0]), "prune_ratios=[0.5, 1.0]: must be at least one, increasing, each in (0, 1)"),
+    (dict(prune_ratios=[0.0]), "prune_ratios=[0.0]"),
+    (dict(curvature_samples=501), "curvature_samples=501: must be at most train_samples (500)"),
+    (dict(loss_height=0.0), "loss_height=0.0: must be above 0"),
+    (dict(plane_points=20), "plane_points=20: must be odd"),
+    (dict(gap_refilled=1.5), "gap_refilled=1.5: must be in (0, 1)"),
     (dict(batch_size=501), "batch_size=501: must be at most train_samples (500)"),
     (dict(device="tpu"), "device='tpu': must be 'auto', 'cpu', 'cuda' or 'cuda:N'"),
     (dict(device="cuda:²"), "device='cuda:²': must be 'auto'"),
@@ -89,6 +104,9 @@ def test_settings_are_parsed_by_the_field_type(text, parsed):
     (["run", "smoke", "--set", "preset=miniature"], "unknown field 'preset'"),
     (["run", "smoke", "--jobs", "two"], "argument --jobs: invalid int value: 'two'"),
     (["nope"], "invalid choice: 'nope'"),
+    (["run", "smoke", "--set", "probe_levels=1,3"], "probe_levels=[1, 3]: must be at most 2 each; the chain has levels"),
+    (["run", "smoke", "--set", "limit_levels=9"], "limit_levels=[9]: must be at most 2 each; the chain has levels 0 to 3"),
+    (["run", "smoke", "--set", "perturbation_lengths=0,1,-2"], "perturbation_lengths=[0.0, 1.0, -2.0]: must be incr"),
     (["execute", "missing.ipynb"], "no such file"),
     (["execute", "README.md"], "is not a notebook"),
     (["execute", "notebooks/01_winning_tickets.ipynb", "book/claims.ipynb", "-p", "seeds", "2"],
@@ -115,6 +133,6 @@ def test_listing_presets_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-PINNED = {'miniature': ('b48caaac53', 'mnist1d-resnet1d-strided-b227a2cc74'),
-          'miniature_fine': ('2a5fe934e4', 'mnist1d-resnet1d-1bb3f0f09c'),
-          'smoke': ('8f4bc14564', 'mnist1d-resnet1d-strided-f99868e3dd')}
+PINNED = {'miniature': ('d32ef143cf', 'mnist1d-resnet1d-strided-b227a2cc74'),
+          'miniature_fine': ('cfd3e18bfe', 'mnist1d-resnet1d-1bb3f0f09c'),
+          'smoke': ('c32c1250ff', 'mnist1d-resnet1d-strided-f99868e3dd')}

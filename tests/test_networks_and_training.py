@@ -9,7 +9,15 @@ from torch import nn
 from unmask import data, networks, pruning
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
-from unmask.train import Start, batches, evaluate, generator, learning_rate, resolve_device, train
+from unmask.train import (
+    Start,
+    batches,
+    evaluate,
+    generator,
+    learning_rate,
+    resolve_device,
+    train,
+)
 
 
 class PlainBlock(nn.Module):

@@ -19,6 +19,11 @@ def interpolate(one: State, other: State, t: float) -> State:
     return {name: torch.lerp(one[name], other[name], t) for name in one}
 
 
+def grid(points: int) -> list[float]:
+    """`points` interpolation weights from 0 to 1; with an odd number, the middle one is 1/2 to the bit."""
+    return [i / (points - 1) for i in range(points)]
+
+
 def segment(network: nn.Module, one: State, other: State, weights, data: Data,
             metrics: tuple[str, ...] = METRICS, reestimate: bool = False) -> pd.DataFrame:
     """Performance along the segment from `one` (weight 0) to `other` (weight 1).

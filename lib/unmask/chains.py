@@ -18,13 +18,15 @@ from .experiments import Experiment
 from .networks import State
 from .pruning import Mask
 from .store import Store
-from .train import Start, generator, resolve_device, train
+from .train import Start, generator, learning_rate, resolve_device, train
 
 CONTROLS = ("random", "shuffled", "reinitialized", "one-shot")
+RETRAININGS = ("lr-rewound", "fine-tuned")  # chains like IMP's, which go on from the pruned weights without rewinding
+CHAINS = ("imp", *RETRAININGS)
 
 
 class Place(NamedTuple):
-    """What to train: `kind` is "imp" or one of `CONTROLS`. Level 0 is the dense run, whatever the rewind step."""
+    """What to train: `kind` is one of `CHAINS` or `CONTROLS`. Level 0 is the dense run, whatever the rewind step."""
 
     kind: str
     seed: int
@@ -89,6 +91,12 @@ class Runs:
         * "imp", level L: prune the solution of level L - 1 by global magnitude, rewind the survivors to their values
           at the rewind step, and retrain from there to the end. Every level has a data order of its own.
 
+        Two more kinds are chains of their own, each level pruned from its own kind's level before. Both take the
+        weights as pruning leaves them, and train for as many steps as "imp":
+
+        * "lr-rewound": with the learning rates from the rewind step on (Renda et al. 2020).
+        * "fine-tuned": with the last learning rate of the schedule throughout.
+
         The other kinds are as sparse as "imp" at that level and trained like it, but for "reinitialized":
 
         * "random": survivors drawn at random over all layers.
@@ -108,9 +116,10 @@ class Runs:
         together = defaultdict(list)
         for place in missing:
             if place.level > 0:
-                together[0 if place.kind == "reinitialized" else place.rewind_step].append(place)
-        for step, group in together.items():
-            self._store_sparse(group, step)
+                step = 0 if place.kind == "reinitialized" else place.rewind_step
+                together[step, self.constant_lr(place.kind)].append(place)
+        for (step, lr), group in together.items():
+            self._store_sparse(group, step, lr)
         return [found[place] or self._read(place) for place in places]
 
     def name(self, place: Place) -> str:
@@ -119,6 +128,10 @@ class Runs:
         if place.level == 0:
             return f"{folder}/dense"
         return f"{folder}/rewind{place.rewind_step:05d}/{place.kind}/level{place.level:02d}"
+
+    def constant_lr(self, kind: str) -> float | None:
+        """The learning rate of a kind that is trained at one throughout; None for those that follow the schedule."""
+        return learning_rate(self.experiment, self.experiment.steps - 1) if kind == "fine-tuned" else None
 
     def _rewind_name(self, seed: int, step: int) -> str:
         return f"{self.experiment.recipe}/seed{seed}/rewind{step:05d}/rewind_point"
@@ -149,20 +162,21 @@ class Runs:
                 self.store.put_tensors(self._rewind_name(seed, step), states[step])
             self._put(Place("imp", seed, 0, 0), Ticket(states[end], self.dense_mask), seconds)
 
-    def _store_sparse(self, places: Sequence[Place], step: int) -> None:
-        """Train the networks at `places`, all from `step`, to the end."""
-        starts = [self._start(place) for place in places]
+    def _store_sparse(self, places: Sequence[Place], step: int, lr: float | None) -> None:
+        """Train the networks at `places`, all from `step`, to the end; at a constant learning rate if there is one."""
+        starts = [self.start(place) for place in places]
         began, end = time.perf_counter(), self.experiment.steps
-        trained = train(self.experiment, self.data.train, starts, step)
+        trained = train(self.experiment, self.data.train, starts, step, lr=lr)
         seconds = (time.perf_counter() - began) / len(places)
         for place, start, states in zip(places, starts, trained):
             self._put(place, Ticket(states[end], start.mask), seconds)
 
-    def _start(self, place: Place) -> Start:
+    def start(self, place: Place) -> Start:
+        """Where the training of a sparse network (level 1 or more) starts from."""
         kind, seed, rewind_step, level = place
         keep = self.survivors(level)
-        if kind == "imp":
-            solution, mask = self.level(seed, rewind_step, level - 1)
+        if kind in CHAINS:
+            solution, mask = self.tickets([Place(kind, seed, rewind_step, level - 1)])[0]
             mask = pruning.prune_magnitude(solution, mask, keep)
         elif kind == "random":
             mask = pruning.prune_random(self.dense_mask, keep, generator(seed, "random mask"))
@@ -174,14 +188,16 @@ class Runs:
             mask = pruning.shuffle_layerwise(mask, generator(seed, "shuffle"))
         if kind == "reinitialized":
             state = networks.initial_state(self.experiment, generator(seed, "reinitialisation"))
+        elif kind in RETRAININGS:
+            state = solution
         else:
             state = self.rewind_point(seed, rewind_step)
         return Start(state, mask, (seed, "order", level))
 
     def _check(self, place: Place) -> None:
         e = self.experiment
-        if place.kind != "imp" and place.kind not in CONTROLS:
-            raise UnmaskError(f"kind={place.kind!r}: must be one of imp, {', '.join(CONTROLS)}")
+        if place.kind not in (*CHAINS, *CONTROLS):
+            raise UnmaskError(f"kind={place.kind!r}: must be one of {', '.join((*CHAINS, *CONTROLS))}")
         if place.rewind_step not in e.rewind_steps:
             raise UnmaskError(f"rewind_step={place.rewind_step!r}: the experiment has {list(e.rewind_steps)}")
         if not 0 <= place.level <= e.levels:

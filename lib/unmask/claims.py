@@ -207,10 +207,16 @@ def linear_connectivity(levels: pd.DataFrame, segments: pd.DataFrame, pairs: pd.
 
 
 def all_verdicts(tables: dict[str, pd.DataFrame], experiment: Experiment) -> Verdicts:
-    """Every verdict of every finding, from all tables of one experiment by name."""
-    levels, segments, pairs, controls = (tables[name] for name in ("levels", "segments", "pairs", "controls"))
-    return Verdicts(winning_tickets(levels, controls, experiment).rows
-                    + linear_connectivity(levels, segments, pairs, controls, experiment).rows)
+    """Every verdict of every finding whose tables are there, from the tables of one experiment by name."""
+    findings = {
+        winning_tickets: ("levels", "controls"),
+        linear_connectivity: ("levels", "segments", "pairs", "controls"),
+        sgd_robustness: ("levels", "perturbations"),
+        pruning_limit: ("levels", "predictions", "displacements", "prunings"),
+        role_of_retraining: ("levels", "gaps", "next_cuts", "retraining_methods"),
+        error_landscape: ("landscape", "segments", "levels")}
+    return Verdicts([row for finding, names in findings.items() if all(name in tables for name in names)
+                     for row in finding(*(tables[name] for name in names), experiment).rows])
 
 
 def _share(experiment: Experiment, finding: str, claim: str, agreeing: pd.Series, needed: int = CASES_NEEDED) -> dict:
@@ -246,3 +252,337 @@ class Verdicts:
 
 def _percent(share: float) -> str:
     return "no case" if share != share else f"{share:.1%}"
+
+
+# Finding 2
+
+def at_step_length(levels: pd.DataFrame, perturbations: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """One row for each seed, rewind step and probed level: what perturbations of length d_L do, and whether IMP works.
+
+    Columns: seed, rewind_step, level, barriers and whether they count as connected for pairs with no perturbation
+    (noise_barrier, noise_connected), along random directions (random_...) and along IMP's (imp_...), step_length,
+    start_norm, matching (is IMP's next level), density (of the next level).
+    """
+    keys = ["seed", "rewind_step", "level"]
+    next_level = with_matching(levels, experiment)[[*keys, "density", "matching"]]
+    table = next_level.assign(level=next_level.level - 1)
+    for name, kind, length in (("noise", "random", 0), ("random", "random", 1), ("imp", "imp", 1)):
+        pairs = perturbations[(perturbations.kind == kind) & (perturbations.length == length)]
+        pairs = pairs.rename(columns={"barrier": f"{name}_barrier"})
+        also = ["step_length", "start_norm"] if name == "noise" else []
+        table = table.merge(pairs[[*keys, f"{name}_barrier", *also]], on=keys)
+        table[f"{name}_connected"] = table[f"{name}_barrier"] < experiment.lmc_threshold
+    return table
+
+
+def robustness_table(levels: pd.DataFrame, perturbations: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """Connected at d_L, against whether IMP matches: in how many seeds, and the mean barriers in percentage points."""
+    table = at_step_length(levels, perturbations, experiment)
+    table["d_L"] = table.step_length / table.start_norm
+    rows = table.groupby(["level", "rewind_step"])
+    cells = pd.DataFrame({
+        "d_L (% of the norm)": (100 * rows.d_L.mean()).round(1),
+        "barrier at 0": (100 * rows.noise_barrier.mean()).round(2),
+        "at d_L": (100 * rows.random_barrier.mean()).round(2),
+        "IMP's direction": (100 * rows.imp_barrier.mean()).round(2),
+        "connected at d_L (seeds)": rows.random_connected.sum(),
+        "IMP's next level matches (seeds)": rows.matching.sum(),
+        "seeds": rows.size()})
+    return cells.rename_axis(["level", "rewound to step"])
+
+
+def robustness_in_numbers(levels: pd.DataFrame, perturbations: pd.DataFrame, experiment: Experiment,
+                          ) -> dict[str, float]:
+    """The numbers that the prose of Finding 2 quotes, by name; barriers in percent."""
+    e, table = experiment, at_step_length(levels, perturbations, experiment)
+    late = table.rewind_step == e.rewind_steps[-1]
+    return _common_numbers(e) | {
+        "cases": float(len(table)),
+        "noise_connected": float(table.noise_connected.sum()),
+        "step_connected": float(table.random_connected.sum()),
+        "noise_only": float((table.noise_connected & ~table.random_connected).sum()),
+        "matching": float(table.matching.sum()),
+        "stable_not_matching": float((table.random_connected & ~table.matching).sum()),
+        "late_barrier": float(100 * table[late].random_barrier.mean()),
+        "early_barrier": float(100 * table[~late].random_barrier.mean())}
+
+
+def sgd_robustness(levels: pd.DataFrame, perturbations: pd.DataFrame, experiment: Experiment) -> Verdicts:
+    """Finding 2: SGD is robust to perturbations as long as those that pruning makes, where IMP works."""
+    e, table = experiment, at_step_length(levels, perturbations, experiment)
+    return Verdicts([
+        _share(e, "2", "networks moved apart by d_L along random directions train to connected ones if and only if "
+                       "IMP's next level is matching", table.random_connected == table.matching),
+        _share(e, "2", "where IMP's next level is matching, they do", table[table.matching].random_connected),
+        _share(e, "2", "where it is not, they do not", ~table[~table.matching].random_connected),
+        _share(e, "2", "stability at d_L is stronger than stability to the noise of SGD: where there is the one, there "
+                       "is the other", table[table.random_connected].noise_connected),
+        _share(e, "2", "the same perturbation along IMP's direction leaves networks connected if and only if IMP's "
+                       "next level is matching", table.imp_connected == table.matching)])
+
+
+# Finding 3
+
+def measured_limits(levels: pd.DataFrame, prunings: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """The measured maximum pruning ratio: the largest of the sweep that still matches and is connected.
+
+    Columns: seed, level, mask, weights, ratio (0 if there is none), above (the next ratio of the sweep, or 1).
+    """
+    e, keys = experiment, ["seed", "level", "mask", "weights"]
+    dense = levels[levels.level == 0].groupby("seed").test_error.first()
+    passed = (prunings.test_error <= prunings.seed.map(dense) + e.epsilon) & (prunings.barrier < e.lmc_threshold)
+    table = prunings.assign(ratio=prunings.ratio.where(passed, 0.0)).groupby(keys).ratio.max().reset_index()
+    following = dict(zip((0.0, *e.prune_ratios), (*e.prune_ratios, 1.0)))
+    return table.assign(above=table.ratio.map(following))
+
+
+def best_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Of each prediction the one by the best spectrum there is: the exact one, else that by most steps of Lanczos."""
+    rank = predictions.steps.where(predictions.steps > 0, predictions.steps.max() + 1)
+    best = rank.groupby([predictions[key] for key in ("seed", "level", "criterion")]).transform("max")
+    return predictions[rank == best]
+
+
+def predicted_and_measured(levels: pd.DataFrame, predictions: pd.DataFrame, prunings: pd.DataFrame,
+                           experiment: Experiment) -> pd.DataFrame:
+    """Each prediction at the preset's loss height beside the measured maximum for retrained networks.
+
+    Columns: seed, level, mask, criterion, predicted, low and high (at half and twice the height), ratio, above (see
+    `measured_limits`), miss (distance of the prediction from where the maximum must lie, between `ratio` and `above`).
+    """
+    keys = ["seed", "level", "mask", "criterion"]
+    heights = best_predictions(predictions).pivot(index=keys, columns="height", values="ratio")
+    heights = heights.rename(columns={0.5: "low", 1.0: "predicted", 2.0: "high"}).reset_index()
+    measured = measured_limits(levels, prunings, experiment)
+    table = heights.merge(measured[measured.weights == "retrained"], on=["seed", "level", "mask"])
+    miss = pd.concat([table.ratio - table.predicted, table.predicted - table.above], axis=1).max(axis=1).clip(lower=0)
+    return table.assign(miss=miss).rename_axis(columns=None)
+
+
+def limits_table(levels: pd.DataFrame, predictions: pd.DataFrame, prunings: pd.DataFrame, experiment: Experiment,
+                 ) -> pd.DataFrame:
+    """Maximum pruning ratios in percent, means over seeds: predicted (in brackets: at half and twice the loss height)
+    and measured."""
+    table = predicted_and_measured(levels, predictions, prunings, experiment)
+    rows = table.groupby(["level", "mask", "criterion"])[["low", "predicted", "high"]].mean() * 100
+    words = rows.apply(lambda row: f"{row.predicted:.1f} ({row.low:.1f} to {row.high:.1f})", axis=1).unstack()
+    found = measured_limits(levels, prunings, experiment).groupby(["level", "mask", "weights"]).ratio.mean() * 100
+    found = found.map("{:.1f}".format).unstack().rename(columns="measured, {}".format)
+    return words.join(found).fillna("-")
+
+
+def spectra_table(curvatures: pd.DataFrame) -> pd.DataFrame:
+    """Spectra in numbers, one row for each level, seed and method."""
+    method = curvatures.steps.map(lambda steps: f"Lanczos, {steps} steps" if steps else "exact")
+    trace = [f"{row.trace:.1f}" + (f" ± {row.trace_error:.1f}" if row.steps else "")
+             for row in curvatures.itertuples()]
+    table = curvatures.assign(method=method, trace=trace, negative=curvatures.negative.round().astype(int),
+                              largest=curvatures.largest.round(2), smallest=curvatures.smallest.map("{:.1e}".format))
+    columns = ["dimensions", "largest", "smallest", "negative", "trace"]
+    return table.set_index(["level", "seed", "method"])[columns].sort_index()
+
+
+def flatness(displacements: pd.DataFrame) -> pd.DataFrame:
+    """One row for each seed and level: curvature along the way to the magnitude projection, and along random ones.
+
+    Columns: seed, level, magnitude, random (median over draws), flatter (is magnitude's).
+    """
+    once = displacements[displacements.t == displacements.t.min()]
+    table = once.groupby(["seed", "level", "mask"]).curvature.median().unstack().rename_axis(columns=None).reset_index()
+    return table.assign(flatter=table.magnitude < table.random)
+
+
+def limits_in_numbers(levels: pd.DataFrame, predictions: pd.DataFrame, displacements: pd.DataFrame,
+                      prunings: pd.DataFrame, experiment: Experiment) -> dict[str, float]:
+    """The numbers that the prose of Finding 3 quotes, by name; shares in percent."""
+    e = experiment
+    table = predicted_and_measured(levels, predictions, prunings, e)
+    means = 100 * table.groupby(["criterion", "mask"])[["predicted", "ratio", "miss"]].mean()
+    ways = flatness(displacements)
+    numbers = {f"{criterion.split()[0]}_{mask}": float(row.predicted) for (criterion, mask), row in means.iterrows()}
+    numbers |= {f"measured_{mask}": float(means.ratio["random subspace", mask]) for mask in ("random", "magnitude")}
+    return _common_numbers(e) | numbers | {
+        "loss_height": 1000 * e.loss_height, "samples": float(e.curvature_samples),
+        "tolerance": 100 * e.limit_tolerance, "fraction": 100 * e.prune_fraction,
+        "probes": float(e.lanczos_probes), "lanczos_steps": float(e.lanczos_steps),
+        "twice_lanczos_steps": float(2 * e.lanczos_steps),
+        "flatter_by": float((ways.random / ways.magnitude).median())}
+
+
+def pruning_limit(levels: pd.DataFrame, predictions: pd.DataFrame, displacements: pd.DataFrame,
+                  prunings: pd.DataFrame, experiment: Experiment) -> Verdicts:
+    """Finding 3: flatness at the end of training limits how much can be pruned at once."""
+    e = experiment
+    table = predicted_and_measured(levels, predictions, prunings, e)
+    right = table.assign(right=table.miss <= e.limit_tolerance).set_index(["criterion", "mask"]).right
+    measured = measured_limits(levels, prunings, e)
+    retrained = measured[measured.weights == "retrained"].pivot(index=["seed", "level"], columns="mask", values="ratio")
+    within = f"predicted within {100 * e.limit_tolerance:.0f} points"
+
+    def where(criterion, mask):
+        return right[(right.index.get_level_values(0) == criterion) & (right.index.get_level_values(1) == mask)]
+
+    # From each level, the ratio that would lead at once to the sparsest level that matches by iterating; a case only
+    # where the sweep goes as far.
+    chain = with_matching(levels, e)
+    chain = chain[chain.rewind_step == e.rewind_steps[-1]].set_index(["seed", "level"])
+    sparsest = chain[chain.matching].groupby("seed").density.min()
+    goal = 1 - retrained.index.get_level_values("seed").map(sparsest) / chain.density.reindex(retrained.index)
+    asked = (goal > 0) & (goal <= e.prune_ratios[-1])
+    theory = table[(table.criterion == "random subspace") & (table["mask"] == "magnitude")]
+    theory = theory.set_index(["seed", "level"]).predicted.reindex(goal.index)
+    return Verdicts([
+        _share(e, "3", f"the maximum ratio for random pruning is {within} by the theory of random subspaces",
+               where("random subspace", "random")),
+        _share(e, "3", "magnitude pruning does better: its measured maximum is above that of random pruning",
+               retrained.magnitude > retrained.random),
+        _share(e, "3", "magnitude pruning moves along flatter directions than random pruning",
+               flatness(displacements).flatter),
+        _share(e, "3", "no one-shot pruning gets to the sparsest matching level of IMP (measured)",
+               (retrained.magnitude < goal)[asked]),
+        _share(e, "3", "no one-shot pruning gets to the sparsest matching level of IMP (theory)",
+               (theory < goal)[asked]),
+        _share(e, "3", f"beyond the paper: the maximum for random pruning is {within} by the exact quadratic",
+               where("exact quadratic", "random")),
+        _share(e, "3", f"beyond the paper: the maximum for magnitude pruning is {within} by the exact quadratic",
+               where("exact quadratic", "magnitude"))])
+
+
+# Finding 4
+
+def with_refilled(gaps: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """The table with a column `refilled`: is the gap below the old threshold filled again?
+
+    Before the cut the share `prune_fraction` of the survivors was below it. The gap counts as filled if at least
+    `gap_refilled` times as large a share is there again.
+    """
+    return gaps.assign(refilled=gaps.below >= experiment.gap_refilled * experiment.prune_fraction)
+
+
+def cuts_compared(cuts: pd.DataFrame) -> pd.DataFrame:
+    """One row for each seed and level that can be cut with and without retraining before it: the `length` and
+    `test_error` of both, in columns such as `length_retrained` and `length_continued`."""
+    wide = cuts[cuts.cut != "one-shot"].pivot(index=["seed", "level", "density"], columns="cut",
+                                              values=["length", "test_error"]).dropna()
+    wide.columns = ["_".join(names) for names in wide.columns]
+    return wide.reset_index()
+
+
+def methods_compared(levels: pd.DataFrame, methods: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """One row for each seed and level: `matching`, `refilled`, `below`, `test_error` and `barrier` of every method.
+
+    Columns are pairs (quantity, kind); the index is seed, level, density.
+    """
+    dense = levels[levels.level == 0].groupby("seed").test_error.first()
+    table = with_refilled(methods, experiment)
+    table = table.assign(matching=table.test_error <= table.seed.map(dense) + experiment.epsilon)
+    return table.pivot(index=["seed", "level", "density"], columns="kind",
+                       values=["matching", "refilled", "below", "test_error", "barrier"])
+
+
+def retraining_in_numbers(levels: pd.DataFrame, gaps: pd.DataFrame, refill: pd.DataFrame, cuts: pd.DataFrame,
+                          methods: pd.DataFrame, experiment: Experiment) -> dict[str, float]:
+    """The numbers that the prose of Finding 4 quotes, by name; shares and errors in percent, NaN where there is none.
+
+    `below_*`: mean share of survivors below the old threshold, from the last rewind step. `settled_*`: share of
+    retraining from which on the mean over seeds and levels stays within one point of where it ends.
+    """
+    e = experiment
+    late = gaps[gaps.rewind_step == e.rewind_steps[-1]].groupby("stage").below.mean()
+    course = refill.groupby(["share", "kind"]).below.mean().unstack()
+    unsettled = (course - course.iloc[-1]).abs() > 0.01
+    compared = cuts_compared(cuts)
+    last = cuts[cuts.level == e.levels].groupby("cut").test_error.mean()
+    kinds = methods.groupby("kind")[["below", "barrier"]].mean()
+    pairs = methods_compared(levels, methods, e)
+    return _common_numbers(e) | {
+        "prune_fraction": 100 * e.prune_fraction, "gap_refilled": 100 * e.gap_refilled,
+        "refilled_from": 100 * e.gap_refilled * e.prune_fraction,
+        "below_rewound": float(100 * late["rewound"]), "below_retrained": float(100 * late["retrained"]),
+        "length_ratio": float((compared.length_continued / compared.length_retrained).median()),
+        "last_density": float(100 * cuts.density.min()), "middle_level": float(e.levels // 2),
+        "last_cut_retrained": float(100 * last["retrained"]), "last_cut_continued": float(100 * last["continued"])
+        if "continued" in last else float("nan"), "last_cut_one_shot": float(100 * last["one-shot"]),
+        "matching_imp": float(100 * pairs["matching"]["imp"].mean())} | {
+        f"{name}_{kind.replace('-', '_')}": float(100 * kinds[name][kind])
+        for name in ("below", "barrier") for kind in kinds.index} | {
+        f"settled_{kind.replace('-', '_')}": float(100 * course.index[~unsettled[kind][::-1].cummax()[::-1]].min())
+        for kind in course}
+
+
+def role_of_retraining(levels: pd.DataFrame, gaps: pd.DataFrame, cuts: pd.DataFrame, methods: pd.DataFrame,
+                       experiment: Experiment) -> Verdicts:
+    """Finding 4: retraining makes new small weights to prune."""
+    e = experiment
+    stages = {stage: part for stage, part in with_refilled(gaps, e).groupby("stage")}
+    compared, pairs = cuts_compared(cuts), methods_compared(levels, methods, e)
+    sparse = pairs[pairs.index.get_level_values("density") <= e.ticket_density]
+    sparse = sparse[sparse["matching"]["imp"].astype(bool)]
+    where = f"where weight rewinding matches with at most {e.ticket_density:.0%} of the weights"
+    filled = (f"at least {e.gap_refilled * e.prune_fraction:.0%} of the survivors are below the old threshold, where "
+              f"{e.prune_fraction:.0%} were before the cut")
+    return Verdicts([
+        _share(e, "4", "pruning opens a gap: no survivor is below the threshold", stages["pruned"].below == 0),
+        _share(e, "4", f"retraining fills the gap: {filled}", stages["retrained"].refilled),
+        _share(e, "4", "the next cut removes a shorter vector with retraining before it than without",
+               compared.length_retrained < compared.length_continued),
+        _share(e, "4", "the error after the next cut is lower with retraining before it than without",
+               compared.test_error_retrained < compared.test_error_continued),
+        _share(e, "4", "learning-rate rewinding fills the gap as well", pairs["refilled"]["lr-rewound"]),
+        _share(e, "4", "fine-tuning fills less of the gap than weight rewinding",
+               pairs["below"]["fine-tuned"] < pairs["below"]["imp"]),
+        _share(e, "4", f"{where}, learning-rate rewinding does as well", sparse["matching"]["lr-rewound"]),
+        _share(e, "4", f"{where}, fine-tuning does not", ~sparse["matching"]["fine-tuned"].astype(bool)),
+    ])
+
+
+def plane_barriers(landscape: pd.DataFrame, segments: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment,
+                   ) -> pd.DataFrame:
+    """The pairs of solutions that are pictured: barrier along the plane's segment, and what Finding 1's tables say.
+
+    Columns: seed, rewind_step, level, next_level, barrier, barrier_table, connected, connected_table, matching.
+    """
+    keys = ["seed", "rewind_step", "level", "next_level"]
+    ours = landscape[(landscape.plane == "solutions") & (landscape.what == "segment")]
+    ours = ours.groupby(keys)[["t", "test_error"]].apply(barrier).rename("barrier").reset_index()
+    theirs = successive(levels, segments, experiment)[[*keys, "barrier", "connected", "matching"]]
+    table = ours.merge(theirs, on=keys, suffixes=("", "_table")).rename(columns={"connected": "connected_table"})
+    return table.assign(connected=table.barrier < experiment.lmc_threshold)
+
+
+def landscape_in_numbers(landscape: pd.DataFrame, segments: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment,
+                         ) -> dict[str, float]:
+    """The numbers that the prose of the picture quotes, by name; errors in percent."""
+    e = experiment
+    pairs = plane_barriers(landscape, segments, levels, e).set_index("rewind_step")
+    numbers = _common_numbers(e) | {
+        "early_step": float(e.rewind_steps[0]), "level": float(pairs.level.iloc[0]),
+        "next_level": float(pairs.next_level.iloc[0]), "plane_points": float(e.plane_points),
+        "density": 100 * (1 - e.prune_fraction) ** float(pairs.level.iloc[0])}
+    for name, step in (("early", e.rewind_steps[0]), ("late", e.rewind_steps[-1])):
+        here = landscape[(landscape.rewind_step == step)]
+        solutions = here[here.plane == "solutions"].set_index("what")
+        numbers |= {f"{name}_barrier": float(100 * pairs.barrier[step]),
+                    f"{name}_distance": float(solutions.x["next level"]),
+                    f"{name}_cut": float(solutions.y["level"]),
+                    f"{name}_projection": float(100 * solutions.test_error["projection"]),
+                    f"{name}_error": float(100 * solutions.test_error["level"])}
+    return numbers
+
+
+def error_landscape(landscape: pd.DataFrame, segments: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment,
+                    ) -> Verdicts:
+    """The picture, of one seed: is the segment between two solutions flat in the plane that is drawn?"""
+    e = experiment
+    pairs = plane_barriers(landscape, segments, levels, e)
+    first, last = (pairs[pairs.rewind_step == step] for step in (e.rewind_steps[0], e.rewind_steps[-1]))
+    names = [f"from level {int(pairs.level.iloc[0])} to {int(pairs.next_level.iloc[0])}, rewound to step {step}"
+             for step in (e.rewind_steps[0], e.rewind_steps[-1])]
+    rows = [
+        _share(e, "picture", f"{names[1]}: the pair matches, and the plane has no hill between its networks",
+               last.matching & last.connected, needed=1),
+        _share(e, "picture", f"{names[0]}: the pair does not match, and the plane has a hill between its networks",
+               ~first.matching & ~first.connected, needed=1),
+        _share(e, "picture", "planes and segments agree on which pairs are connected",
+               pairs.connected == pairs.connected_table, needed=1)]
+    return Verdicts([row | {"seeds": 1} for row in rows])

@@ -35,6 +35,10 @@ def _share(value):
     return 0 < value < 1
 
 
+def _increasing(values):
+    return list(values) == sorted(set(values))
+
+
 # What each field may be, in words and as a test; fields that depend on each other are checked in `Experiment`.
 _ALLOWED = {
     "dataset": (f"one of {', '.join(DATASETS)}", lambda v: v in DATASETS),
@@ -56,6 +60,15 @@ _ALLOWED = {
     "levels": ("1 or more", _positive),
     "prune_fraction": ("in (0, 1)", _share),
     "control_every": ("1 or more", _positive),
+    "probe_levels": ("at least one, increasing, each 0 or more", lambda v: len(v) > 0 and v[0] >= 0 and _increasing(v)),
+    "perturbation_lengths": ("increasing, each 0 or more, 0 and 1 among them",
+                             lambda v: {0, 1} <= set(v) and v[0] >= 0 and _increasing(v)),
+    "limit_levels": ("at least one, increasing, each 0 or more", lambda v: len(v) > 0 and v[0] >= 0 and _increasing(v)),
+    "prune_ratios": ("at least one, increasing, each in (0, 1)",
+                     lambda v: len(v) > 0 and all(map(_share, v)) and _increasing(v)),
+    "curvature_samples": ("1 or more", _positive),
+    "lanczos_probes": ("2 or more", lambda v: v >= 2),
+    "lanczos_steps": ("1 or more", _positive),
     "seeds": ("1 or more", _positive),
     "first_seed": ("0 or more", lambda v: v >= 0),
     "barrier_points": ("odd and 3 or more, so that the grid has both ends and the midpoint",
@@ -65,6 +78,10 @@ _ALLOWED = {
     "agreement": ("in (0, 1)", _share),
     "higher_sparsity": ("in (0, 1)", _share),
     "ticket_density": ("in (0, 1)", _share),
+    "loss_height": ("above 0", _positive),
+    "limit_tolerance": ("in (0, 1)", _share),
+    "gap_refilled": ("in (0, 1)", _share),
+    "plane_points": ("odd and 3 or more", lambda v: v >= 3 and v % 2 == 1),
     "device": ("'auto', 'cpu', 'cuda' or 'cuda:N'",
                lambda v: re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", v)),
 }
@@ -108,6 +125,15 @@ class Experiment:
     levels: int
     prune_fraction: float
     control_every: int  # controls are trained at every so many levels, from the last rewind step
+    # perturbed pairs at the rewind point (Finding 2)
+    probe_levels: tuple[int, ...]
+    perturbation_lengths: tuple[float, ...]  # in units of the distance between a level's pruned rewind point and the next's
+    # how much can be pruned at once (Finding 3), from solutions of the last rewind step
+    limit_levels: tuple[int, ...]
+    prune_ratios: tuple[float, ...]
+    curvature_samples: int  # the first so many training samples
+    lanczos_probes: int
+    lanczos_steps: int  # estimated spectra are also computed with twice as many
     # replication
     seeds: int
     first_seed: int  # seeds are first_seed, first_seed + 1, ...
@@ -118,6 +144,10 @@ class Experiment:
     agreement: float  # a claim about many cases holds if at least this share of them agrees
     higher_sparsity: float  # the paper's "at higher sparsities" is read as: density at most this
     ticket_density: float  # a winning ticket keeps at most this share of the weights
+    loss_height: float  # rise of the train loss, in nats, up to which a solution counts as in the same sublevel set
+    limit_tolerance: float  # a predicted maximum pruning ratio is right if it misses the measured one by at most this
+    gap_refilled: float  # a gap is filled if at least this share of as many weights as before are in it again
+    plane_points: int  # grid points along each side of a landscape
     device: str = "auto"
 
     def __post_init__(self):
@@ -128,6 +158,8 @@ class Experiment:
                 raise _bad(name, getattr(self, name), allowed)
         if self.batch_size > self.train_samples:
             raise _bad("batch_size", self.batch_size, f"at most train_samples ({self.train_samples})")
+        if self.curvature_samples > self.train_samples:
+            raise _bad("curvature_samples", self.curvature_samples, f"at most train_samples ({self.train_samples})")
         if self.rewind_steps[-1] >= self.steps:
             raise _bad("rewind_steps", self.rewind_steps, f"at most {self.steps - 1} each, before the last step")
 
@@ -234,9 +266,16 @@ _MINIATURE = Experiment(
     network="resnet1d-strided", width=8,
     steps=1200, batch_size=128, lr=1.0, momentum=0.9, weight_decay=1e-4, milestones=(0.5, 0.75), lr_decay=0.1,
     rewind_steps=(0, 25, 250), levels=13, prune_fraction=0.2, control_every=2,
+    probe_levels=(8, 12), perturbation_lengths=(0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
+    limit_levels=(0, 8), prune_ratios=(0.1, 0.2, 0.4, 0.6, 0.8, 0.95),
+    curvature_samples=1000, lanczos_probes=8, lanczos_steps=120,
     seeds=3, first_seed=0,
     barrier_points=11, epsilon=0.01, lmc_threshold=0.02, agreement=0.9,
     higher_sparsity=0.33, ticket_density=0.2,
+    # A wrongly classified sample has a loss of at least log 2: where the train loss is near 0, a rise of epsilon * log 2
+    # makes at most the share epsilon of the samples wrong.
+    loss_height=0.007, limit_tolerance=0.1,
+    gap_refilled=0.5, plane_points=21,
 )
 
 PRESETS = {
@@ -246,9 +285,12 @@ PRESETS = {
         # the same blocks at full resolution: more accurate, more work for each step
         dataclasses.replace(
             _MINIATURE, preset="miniature_fine", network="resnet1d", steps=800, lr=0.5, rewind_steps=(0, 20, 160),
-            epsilon=0.005),
+            probe_levels=(4, 8, 12), limit_levels=(0, 5, 10),
+            epsilon=0.005, loss_height=0.0035),
         dataclasses.replace(
             _MINIATURE, preset="smoke", train_samples=500, test_samples=500, width=4, steps=40, batch_size=50,
-            rewind_steps=(0, 5), levels=3, control_every=2, seeds=2, barrier_points=3),
+            rewind_steps=(0, 5), levels=3, control_every=2, probe_levels=(1, 2), perturbation_lengths=(0.0, 0.5, 1.0),
+            limit_levels=(2,), prune_ratios=(0.2, 0.8), curvature_samples=100, lanczos_probes=2, lanczos_steps=10,
+            seeds=2, barrier_points=3, plane_points=5),
     )
 }

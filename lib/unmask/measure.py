@@ -13,16 +13,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from . import data, networks, parallel
-from .barriers import barrier, interpolate, segment
-from .chains import CONTROLS, Place, Runs
+from . import data, landscape, limits, networks, parallel, perturbations, retraining
+from .barriers import barrier, grid, interpolate, segment
+from .chains import CHAINS, CONTROLS, RETRAININGS, Place, Runs
 from .errors import UnmaskError
 from .experiments import Experiment
 from .store import TABLE, TENSORS, Store
-from .train import evaluate, single_thread
+from .train import TOGETHER, evaluate, single_thread
 
 INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
-TOGETHER = 6  # replicates trained side by side; more gain nothing on a CPU, and results do not depend on it
 
 
 def levels(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
@@ -47,9 +46,9 @@ def segments(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
     parts = []
     for level in range(runs.experiment.levels):
         ends = [runs.level(seed, rewind_step, end).state for end in (level, level + 1)]
-        for norms, grid in ((INTERPOLATED, _grid(runs.experiment)),
-                            (REESTIMATED, (0.0, 0.5, 1.0))):
-            part = segment(runs.network, *ends, grid, runs.data, reestimate=norms == REESTIMATED)
+        for norms, points in ((INTERPOLATED, grid(runs.experiment.barrier_points)),
+                              (REESTIMATED, (0.0, 0.5, 1.0))):
+            part = segment(runs.network, *ends, points, runs.data, reestimate=norms == REESTIMATED)
             parts.append(_labelled(part, level=level, next_level=level + 1, norms=norms))
     return pd.concat(parts, ignore_index=True)
 
@@ -84,7 +83,7 @@ def controls(runs: Runs, seed: int) -> pd.DataFrame:
         tickets = {"imp": runs.level(seed, e.rewind_steps[-1], level)}
         tickets |= {kind: runs.control(kind, seed, level) for kind in CONTROLS}
         for kind, ticket in tickets.items():
-            path = segment(runs.network, previous, ticket.state, _grid(e), runs.data,
+            path = segment(runs.network, previous, ticket.state, grid(e.barrier_points), runs.data,
                            ("test_error",))
             networks.load_state(runs.network, ticket.state)
             train = evaluate(runs.network, runs.data.train)
@@ -99,6 +98,29 @@ class Table(NamedTuple):
     part: Callable[..., pd.DataFrame]  # of (runs, *keys)
     keys: tuple[str, ...]
     fields: tuple[str, ...]  # of the experiment, on which a part depends beside the recipe
+    # of the experiment, the keys of all parts; by default, every seed (and rewind step)
+    cases: Callable[[Experiment], list[tuple]] | None = None
+
+
+def _planes(e: Experiment) -> list[tuple]:
+    # One seed: a plane is a picture. The first and the last rewind step: where IMP fails, and where it works.
+    return list(product((e.first_seed,), sorted({e.rewind_steps[0], e.rewind_steps[-1]}), landscape.PLANES))
+
+
+def _probed(e: Experiment) -> list[tuple]:
+    return list(product(e.all_seeds, e.rewind_steps, _levels_of("probe_levels", e)))
+
+
+def _limited(e: Experiment) -> list[tuple]:
+    return list(product(e.all_seeds, _levels_of("limit_levels", e)))
+
+
+def _levels_of(field: str, e: Experiment) -> tuple[int, ...]:
+    levels = getattr(e, field)
+    if levels[-1] >= e.levels:
+        raise UnmaskError(f"{field}={list(levels)}: must be at most {e.levels - 1} each; the chain has levels 0 to "
+                          f"{e.levels}, and what is measured needs a next one")
+    return levels
 
 
 TABLES = {
@@ -106,6 +128,23 @@ TABLES = {
     "segments": Table(segments, ("seed", "rewind_step"), ("levels", "barrier_points")),
     "pairs": Table(pairs, ("seed", "rewind_step"), ("levels",)),
     "controls": Table(controls, ("seed",), ("levels", "barrier_points", "control_every", "rewind_steps")),
+    "magnitudes": Table(retraining.magnitudes, ("seed",), ("levels", "control_every", "rewind_steps")),
+    "gaps": Table(retraining.gaps, ("seed", "rewind_step"), ("levels",)),
+    "refill": Table(retraining.refill, ("seed",), ("levels", "control_every", "rewind_steps")),
+    "next_cuts": Table(retraining.next_cuts, ("seed",), ("levels", "rewind_steps")),
+    "retraining_methods": Table(retraining.retraining_methods, ("seed",),
+                                ("levels", "barrier_points", "control_every", "rewind_steps")),
+    "landscape": Table(landscape.landscape, ("seed", "rewind_step", "plane"),
+                       ("levels", "barrier_points", "plane_points"), _planes),
+    "perturbations": Table(perturbations.perturbations, ("seed", "rewind_step", "level"),
+                           ("barrier_points", "perturbation_lengths"), _probed),
+} | {
+    part.__name__: Table(part, ("seed", "level"), ("rewind_steps", *fields), _limited) for part, fields in (
+        (limits.spectra, limits.CURVATURE),
+        (limits.curvatures, limits.CURVATURE),
+        (limits.predictions, (*limits.CURVATURE, "loss_height")),
+        (limits.displacements, ("curvature_samples", "prune_fraction")),
+        (limits.prunings, ("prune_ratios", "barrier_points")))
 }
 
 
@@ -165,8 +204,8 @@ def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Tas
         return parallel.Task("measure:train_places", tuple(places), tuple(
             (runs.name(place) + TENSORS, _describe(place)) for place in places))
 
-    def chain(seeds, step):
-        return task([Place("imp", seed, step, level) for level in range(1, e.levels + 1) for seed in seeds])
+    def chain(seeds, step, kind="imp"):
+        return task([Place(kind, seed, step, level) for level in range(1, e.levels + 1) for seed in seeds])
 
     def control(kind):
         places = [Place(kind, seed, e.rewind_steps[-1], level) for level in e.control_levels for seed in e.all_seeds]
@@ -180,10 +219,14 @@ def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Tas
     dense = [task([Place("imp", seed, e.rewind_steps[0], 0) for seed in seeds]) for seeds in _groups(e.all_seeds, jobs)]
     chains = [chain(seeds, step) for step in e.rewind_steps
               for seeds in _groups(e.all_seeds, jobs / len(e.rewind_steps))]
+    if {"refill", "retraining_methods"} & set(tables):
+        chains += [chain(seeds, e.rewind_steps[-1], kind) for kind in RETRAININGS for seeds in _groups(e.all_seeds, jobs)]
     waves = [dense, chains]
     if "controls" in tables:
         waves[1] += control("random") + control("one-shot")
         waves += [control("reinitialized") + control("shuffled")]
+    if {"spectra", "curvatures", "predictions"} & set(tables):  # which share them
+        waves.append([limits.curvature_task(runs, *keys) for keys in _all_keys(e, "spectra")])
     return waves + [[measurement(name, keys) for name in tables for keys in _all_keys(e, name)]]
 
 
@@ -199,23 +242,25 @@ def _describe(place: Place) -> str:
     return f"{place.kind}, seed {place.seed}, rewind step {place.rewind_step}, level {place.level}"
 
 
-def _grid(experiment: Experiment) -> list[float]:
-    """Interpolation weights from 0 to 1; the middle one is 1/2 to the bit."""
-    last = experiment.barrier_points - 1
-    return [i / last for i in range(last + 1)]
-
-
 def _all_keys(experiment: Experiment, name: str) -> list[tuple]:
+    """The keys of every part of a table.
+
+    Raises:
+        UnmaskError: the table is about levels that the chain does not have.
+    """
+    if TABLES[name].cases:
+        return TABLES[name].cases(experiment)
     ranges = {"seed": experiment.all_seeds, "rewind_step": experiment.rewind_steps}
     return list(product(*(ranges[key] for key in TABLES[name].keys)))
 
 
 def _part_name(runs: Runs, name: str, keys: tuple) -> str:
-    places = dict(zip(TABLES[name].keys, keys))
+    places, fields = dict(zip(TABLES[name].keys, keys)), TABLES[name].fields
     folder = f"{runs.experiment.recipe}/seed{places['seed']}"
     if "rewind_step" in places:
         folder += f"/rewind{places['rewind_step']:05d}"
-    return f"{folder}/{name}-{runs.experiment.digest(*TABLES[name].fields)}"
+    name = "-".join([name, *(str(places[key]).replace(" ", "-") for key in places if key not in ("seed", "rewind_step"))])
+    return f"{folder}/{name}-{runs.experiment.digest(*fields)}"
 
 
 def _labelled(table: pd.DataFrame, **labels) -> pd.DataFrame:
@@ -231,6 +276,6 @@ def read_part(runs: Runs, name: str, keys: tuple) -> pd.DataFrame:
 
 def train_places(runs: Runs, *places: Place) -> None:
     """Train what is at these places, those of a level side by side, level after level."""
-    kinds = groupby(places, key=lambda place: place.level if place.kind == "imp" else None)
+    kinds = groupby(places, key=lambda place: place.level if place.kind in CHAINS else None)
     for _, group in kinds:
         runs.tickets(list(group))

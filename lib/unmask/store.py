@@ -54,11 +54,11 @@ class Store:
         return (self.root / (name + ".json")).exists()
 
     def tensors(self, name: str) -> dict | None:
-        """The stored dict of tensors called `name`, or None if it is not there whole."""
+        """The stored dict of tensors called `name`, in order of their names, or None if it is not there whole."""
         import safetensors.torch as st
 
         data = self._read_whole(name + TENSORS)
-        return None if data is None else st.load(data)
+        return None if data is None else dict(sorted(st.load(data).items()))  # they come in no order, sums need one
 
     def put_tensors(self, name: str, tensors: dict, seconds: float = 0.0) -> None:
         """Store a dict of tensors, and how long it took to compute."""

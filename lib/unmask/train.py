@@ -18,6 +18,8 @@ from .errors import UnmaskError
 from .experiments import Experiment
 from .networks import State
 
+TOGETHER = 6  # replicates trained side by side; more gain nothing on a CPU, and results do not depend on it
+
 
 def generator(*names) -> torch.Generator:
     """A random generator of its own for every purpose, seeded from the names: experiment seed, purpose, level, ..."""
@@ -64,7 +66,7 @@ def batches(experiment: Experiment, split: Split, orders: Sequence[tuple], start
 
 
 def train(experiment: Experiment, split: Split, replicates: Sequence[Start], start: int = 0,
-          snapshots: Iterable[int] = ()) -> list[dict[int, State]]:
+          snapshots: Iterable[int] = (), lr: float | None = None) -> list[dict[int, State]]:
     """Train each replicate within its mask from step `start` to the end of the schedule, or to the last snapshot.
 
     A state is projected onto its mask's axial subspace first, and after every update, so pruned weights are exactly
@@ -75,6 +77,7 @@ def train(experiment: Experiment, split: Split, replicates: Sequence[Start], sta
         split: training data, on the device to train on.
         replicates: states at step `start`, masks and data orders.
         snapshots: steps at which to record the states; the end of the schedule if none are given.
+        lr: a constant learning rate, in place of the schedule's.
 
     Returns:
         For each replicate, its state at each snapshot, by step.
@@ -101,7 +104,7 @@ def train(experiment: Experiment, split: Split, replicates: Sequence[Start], sta
             gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
             with torch.no_grad():
                 velocity.mul_(e.momentum).add_(gradient).add_(weights, alpha=e.weight_decay)
-                weights.sub_(velocity, alpha=learning_rate(e, step)).mul_(alive)
+                weights.sub_(velocity, alpha=learning_rate(e, step) if lr is None else lr).mul_(alive)
             if step + 1 in snapshots:
                 recorded[step + 1] = networks.state_of(network)
     states = {step: networks.unstack(recorded[step], count) for step in snapshots}
@@ -110,6 +113,12 @@ def train(experiment: Experiment, split: Split, replicates: Sequence[Start], sta
             raise UnmaskError(f"training diverged: weights are not finite after step {snapshots[-1]} with lr={e.lr} "
                               f"and data order {'/'.join(map(str, replicate.order))}")
     return [{step: states[step][i] for step in snapshots} for i in range(count)]
+
+
+def train_all(experiment: Experiment, split: Split, replicates: Sequence[Start], start: int) -> list[State]:
+    """The state of each replicate at the end of the schedule, `TOGETHER` side by side at a time; see `train`."""
+    groups = (replicates[first:first + TOGETHER] for first in range(0, len(replicates), TOGETHER))
+    return [states[experiment.steps] for group in groups for states in train(experiment, split, group, start)]
 
 
 class Performance(NamedTuple):
