@@ -7,9 +7,6 @@ for color-blind readers, and markers and dashes tell curves apart in grey print 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -204,11 +201,11 @@ def effect_of_norms(ax: Axes, segments: pd.DataFrame) -> None:
     ax.legend()
 
 
-def _styles() -> Iterator[dict]:
-    """Color, marker and dashes, for as many curves as there are."""
+def _styles() -> list[dict]:
+    """Color, marker and dashes for each of many curves; only after 28 do they repeat."""
     colors = sns.color_palette("colorblind")
-    return ({"color": color, "marker": marker, "ls": dashes} for color, marker, dashes in zip(
-        itertools.cycle(colors[i] for i in (0, 1, 2, 3, 4, 5, 7)), itertools.cycle(_MARKERS), itertools.cycle(_DASHES)))
+    return [{"color": colors[(0, 1, 2, 3, 4, 5, 7)[i % 7]], "marker": _MARKERS[i % 7], "ls": _DASHES[i % 4]}
+            for i in range(28)]
 
 
 def _mean_and_range(ax: Axes, table: pd.DataFrame, x: str, y: str, **style) -> None:
