@@ -156,8 +156,8 @@ def test_a_late_start_sees_the_batches_of_a_whole_run(setting):
     whole = list(batches(e, split, [("order",)], 0, e.steps))
     late = list(batches(e, split, [("order",)], 7, e.steps))
     assert len(whole) == e.steps and len(late) == e.steps - 7
-    for one, other in zip(whole[7:], late):
-        assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
+    for (x, y), (late_x, late_y) in zip(whole[7:], late):
+        assert torch.equal(x, late_x) and torch.equal(y, late_y)
 
 
 def test_an_epoch_shows_every_sample_once(setting):
@@ -202,7 +202,7 @@ def test_data_is_deterministic_and_leaves_the_global_generators_alone(tiny, stor
     one = data.load(tiny, store)
     assert np.array_equal(np.random.rand(3), expected)
     other = data.load(tiny, Store(tmp_path / "other"))
-    assert all(torch.equal(a, b) for a, b in zip(one.train + one.test, other.train + other.test))
+    assert all(torch.equal(a, b) for a, b in zip(one.train[:2] + one.test[:2], other.train[:2] + other.test[:2]))
     assert one.train.x.shape == (200, 1, 40) and one.test.x.shape == (100, 1, 40)
     assert set(one.train.y.tolist()) == set(range(10))
     assert torch.cat([one.train.x, one.test.x]).std() == pytest.approx(1, abs=0.01)

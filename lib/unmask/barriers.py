@@ -9,7 +9,7 @@ from torch import nn
 from . import networks
 from .data import Data, Split
 from .networks import State
-from .train import evaluate, native_kernels
+from .train import evaluate
 
 METRICS = ("test_error", "train_error", "train_loss")
 
@@ -68,11 +68,11 @@ def reestimate_norms(network: nn.Module, split: Split, batch_size: int = 500) ->
     momenta = [norm.momentum for norm in norms]
     network.train()
     seen = 0
-    with native_kernels():
-        for x in split.x.split(batch_size):
-            seen += len(x)
+    with networks.kernels(network):
+        for x, y in split.chunks(batch_size):
+            seen += len(y)
             for norm in norms:
-                norm.momentum = len(x) / seen
+                norm.momentum = len(y) / seen
             network(x)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum

@@ -150,7 +150,7 @@ class Runs:
 
     def _train_dense(self, seeds: Sequence[int], snapshots: Sequence[int]) -> list[dict[int, State]]:
         starts = [Start(self.initial(seed), self.dense_mask, (seed, "order", 0)) for seed in seeds]
-        return train(self.experiment, self.data.train, starts, snapshots=snapshots)
+        return train(self.experiment, self.data.train, starts, snapshots=snapshots, store=self.store)
 
     def _store_dense(self, seeds: Sequence[int]) -> None:
         """Train dense runs to the end, and keep the experiment's rewind points on the way."""
@@ -166,7 +166,7 @@ class Runs:
         """Train the networks at `places`, all from `step`, to the end; at a constant learning rate if there is one."""
         starts = [self.start(place) for place in places]
         began, end = time.perf_counter(), self.experiment.steps
-        trained = train(self.experiment, self.data.train, starts, step, lr=lr)
+        trained = train(self.experiment, self.data.train, starts, step, lr=lr, store=self.store)
         seconds = (time.perf_counter() - began) / len(places)
         for place, start, states in zip(places, starts, trained):
             self._put(place, Ticket(states[end], start.mask), seconds)

@@ -337,10 +337,14 @@ def measured_limits(levels: pd.DataFrame, prunings: pd.DataFrame, experiment: Ex
 
 
 def best_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Of each prediction the one by the best spectrum there is: the exact one, else that by most steps of Lanczos."""
-    rank = predictions.steps.where(predictions.steps > 0, predictions.steps.max() + 1)
-    best = rank.groupby([predictions[key] for key in ("seed", "level", "criterion")]).transform("max")
-    return predictions[rank == best]
+    """Of each prediction the one by the best spectrum there is; see `best_of`."""
+    return best_of(predictions, ["seed", "level", "criterion"])
+
+
+def best_of(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """For each combination of `keys`, the rows from the exact Hessian, else those by most steps of Lanczos."""
+    rank = table.steps.where(table.steps > 0, table.steps.max() + 1)
+    return table[rank == rank.groupby([table[key] for key in keys]).transform("max")]
 
 
 def predicted_and_measured(levels: pd.DataFrame, predictions: pd.DataFrame, prunings: pd.DataFrame,
@@ -399,7 +403,8 @@ def limits_in_numbers(levels: pd.DataFrame, predictions: pd.DataFrame, displacem
     table = predicted_and_measured(levels, predictions, prunings, e)
     means = 100 * table.groupby(["criterion", "mask"])[["predicted", "ratio", "miss"]].mean()
     ways = flatness(displacements)
-    numbers = {f"{criterion.split()[0]}_{mask}": float(row.predicted) for (criterion, mask), row in means.iterrows()}
+    numbers = {"exact_random": float("nan"), "exact_magnitude": float("nan")}  # of large networks there are none
+    numbers |= {f"{criterion.split()[0]}_{mask}": float(row.predicted) for (criterion, mask), row in means.iterrows()}
     numbers |= {f"measured_{mask}": float(means.ratio["random subspace", mask]) for mask in ("random", "magnitude")}
     return _common_numbers(e) | numbers | {
         "loss_height": 1000 * e.loss_height, "samples": float(e.curvature_samples),

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from . import processes
 from .errors import UnmaskError
 from .experiments import PRESETS, Experiment, experiment, parse_setting
 
@@ -16,9 +17,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns 0; 1 if the store is damaged; 2, with one line on stderr, for bad input."""
     try:
         options = _parser().parse_args(arguments)
+        processes.join()
         return options.command(options) or 0
     except UnmaskError as error:
-        print(f"unmask: error: {error}", file=sys.stderr)
+        if processes.rank() == 0:
+            print(f"unmask: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("unmask: interrupted; what was finished is in the store", file=sys.stderr)
@@ -26,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of `unmask store ls | head` has seen enough
         sys.stdout = open(os.devnull, "w")
         return 0
+    finally:
+        processes.leave()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,6 +85,8 @@ def _run(options) -> None:
 
     store = Store()
     measure.compute(chosen, store, options.jobs)
+    if processes.rank() > 0:
+        return
     print(f"unmask: everything for {chosen.preset} (identity {chosen.id}) is in {store.root}")
     if options.publish:
         from .results import publish

@@ -18,14 +18,15 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 
+from . import networks
 from .data import Split
 from .errors import UnmaskError
 from .networks import State
 from .pruning import Mask
-from .train import native_kernels
 
-# How many vectors and samples go through the network together: what the caches of a CPU core hold.
-_VECTORS, _SAMPLES = 8, 500
+# How many vectors and samples go through the network together: what the caches of a CPU core hold, or for large images
+# (by the number of values in them) the memory of a GPU.
+_VECTORS, _SAMPLES, _VALUES = 8, 500, 500_000
 
 
 def surviving(tensors: State | Mask, mask: Mask) -> np.ndarray:
@@ -68,8 +69,8 @@ class _Hessian:
             tangents[name] = flat.view(-1, *start[name].shape)
 
         total = 0.0
-        with native_kernels():
-            for x, y in zip(self.split.x.split(_SAMPLES), self.split.y.split(_SAMPLES)):
+        with networks.kernels(self.network):
+            for x, y in self.split.chunks(max(1, min(_SAMPLES, _VALUES // self.split.x[0].numel()))):
                 def loss(weights):
                     return F.cross_entropy(functional_call(self.network, weights, (x,)), y, reduction="sum")
 

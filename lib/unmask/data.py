@@ -1,43 +1,148 @@
-"""Data sets, as tensors on a device."""
+"""Data sets: small ones as tensors on a device, big ones as a stream of decoded images."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
 import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from .errors import UnmaskError
 from .experiments import Experiment
 from .store import Store
 
+PADDING = 4  # pixels around an image, of which a random crop has the size of the image (He et al. 2016)
+# Mean and standard deviation of each channel, for images that are not all read beforehand (those of ImageNet).
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Batch(NamedTuple):
+    """What to read: samples (replicates, batch), and beside each a random number that decides how it is augmented."""
+
+    samples: torch.Tensor
+    draws: torch.Tensor
+
 
 class Split(NamedTuple):
-    """Inputs, (samples, channels, length) float32, and labels, (samples,) int64."""
+    """Samples in memory. `x`: float32 signals (samples, 1, length), or uint8 images (samples, channels, size, size).
+    `y`: labels, (samples,) int64. `mean`, `std`: of the training images' channels, in units of `x`, (channels, 1, 1);
+    signals have none.
+    """
 
     x: torch.Tensor
     y: torch.Tensor
+    mean: torch.Tensor | None = None
+    std: torch.Tensor | None = None
+    augmentation: str = "none"
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
 
     def to(self, device: torch.device) -> Split:
-        return Split(self.x.to(device), self.y.to(device))
+        return Split(*(part.to(device) if torch.is_tensor(part) else part for part in self))
+
+    def inputs(self, x: torch.Tensor) -> torch.Tensor:
+        """Some of `x` as a network takes it: images normalised, their channels last in memory."""
+        if self.mean is None:
+            return x
+        return x.float().sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+
+    def chunks(self, size: int, first: int = 0, step: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every `step`th sample from `first` on, at most `size` at a time: inputs and labels."""
+        x, y = self.x[first::step], self.y[first::step]
+        return ((self.inputs(some), labels) for some, labels in zip(x.split(size), y.split(size)))
+
+    def first(self, count: int) -> Split:
+        """The first `count` samples, as inputs."""
+        return Split(self.inputs(self.x[:count]), self.y[:count])
+
+    def read(self, batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Inputs (batch, replicates * channels, ...) and labels (replicates * batch) of each batch, augmented."""
+        for samples, draws in batches:
+            samples = samples.to(self.device)
+            x = self.x.index_select(0, samples.flatten())  # copies rows: much faster than x[...] for bytes
+            if self.augmentation == "crop-flip":
+                x = crop_and_flip(x, draws.flatten().to(self.device))
+            x = self.inputs(x).unflatten(0, samples.shape).transpose(0, 1).flatten(1, 2)
+            if self.mean is not None:
+                x = x.contiguous(memory_format=torch.channels_last)
+            yield x, self.y[samples].flatten()
 
 
 class Data(NamedTuple):
-    train: Split
-    test: Split
+    train: Split | Stream
+    test: Split | Stream
 
 
-CLASSES = 10
+def crop_and_flip(x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Each image (n, channels, size, size) shifted by up to `PADDING` pixels each way, black where it leaves an edge
+    behind, and mirrored or not: all equally likely, as its draw (n,) says."""
+    size, shifts = x.shape[-1], 2 * PADDING + 1
+    padded = torch.nn.functional.pad(x, (PADDING,) * 4)
+    rows = (draws % shifts)[:, None] + torch.arange(size, device=x.device)
+    columns = (draws // shifts % shifts)[:, None] + torch.arange(size, device=x.device)
+    mirrored = (draws // shifts ** 2 % 2).bool()[:, None]
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    images = torch.arange(len(x), device=x.device)[:, None, None]
+    # indices around a slice put its dimension last: (n, size, size, channels)
+    return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def root() -> Path:
+    """Where data sets are: `$UNMASK_DATA`, else a folder `data` beside the default store."""
+    from .store import default_root
+
+    return Path(os.environ.get("UNMASK_DATA") or default_root().parent / "data").expanduser().absolute()
 
 
 def load(experiment: Experiment, store: Store) -> Data:
-    """Train and test split of the experiment's data set, on the CPU; generated once and then read from the store."""
+    """Train and test split of the experiment's data set, on the CPU.
+
+    * "mnist1d" is generated once and then read from the store.
+    * "mnist", "cifar10", "cifar100" are torchvision's, downloaded to `root()` on first use.
+    * "imagefolder" is a tree with a folder for each class in `train/` and in `test/` or `val/`; `experiment.folder` is
+      its path, absolute or from `root()`. Small images are decoded once and then read from the store.
+
+    Raises:
+        UnmaskError: the data set is not there and cannot be downloaded, or is not as the experiment says; an image
+            that cannot be read or has another size, a class without images or in one split only.
+    """
     e = experiment
-    name = f"data/{e.dataset}-{e.digest('dataset', 'train_samples', 'test_samples', 'data_seed')}"
-    tensors = store.tensors(name)
-    if tensors is None:
-        tensors = _mnist1d(e.train_samples, e.test_samples, e.data_seed)
-        store.put_tensors(name, tensors)
-    return Data(Split(tensors["train.x"], tensors["train.y"]), Split(tensors["test.x"], tensors["test.y"]))
+    if e.dataset == "mnist1d":
+        name = f"data/{e.dataset}-{e.digest('dataset', 'train_samples', 'test_samples', 'data_seed')}"
+        tensors = store.tensors(name)
+        if tensors is None:
+            tensors = _mnist1d(e.train_samples, e.test_samples, e.data_seed)
+            store.put_tensors(name, tensors)
+        return Data(*(Split(tensors[f"{split}.x"], tensors[f"{split}.y"]) for split in ("train", "test")))
+    if e.dataset == "imagefolder":
+        return _folder(e, store)
+    return _normalised(e, *(_first(e, split, _torchvision(e.dataset, split == "train")) for split in ("train", "test")))
+
+
+def _normalised(e: Experiment, train: Split, test: Split) -> Data:
+    channels = train.x.transpose(0, 1).flatten(1).float()
+    mean, std = channels.mean(1).view(-1, 1, 1), channels.std(1).view(-1, 1, 1)
+    return Data(train._replace(mean=mean, std=std, augmentation=e.augmentation), test._replace(mean=mean, std=std))
+
+
+def _first(e: Experiment, split: str, found: Split) -> Split:
+    wanted = getattr(e, f"{split}_samples")
+    _check_classes(e, int(found.y.max()) + 1)
+    if wanted > len(found.y):
+        raise UnmaskError(f"{split}_samples={wanted}: {e.dataset} has {len(found.y)}")
+    return Split(found.x[:wanted], found.y[:wanted])
+
+
+def _check_classes(e: Experiment, count: int) -> None:
+    if e.classes != count:
+        raise UnmaskError(f"classes={e.classes}: {e.folder or e.dataset} has {count}")
 
 
 def _mnist1d(train: int, test: int, seed: int) -> dict[str, torch.Tensor]:
@@ -59,3 +164,188 @@ def _mnist1d(train: int, test: int, seed: int) -> dict[str, torch.Tensor]:
     y = torch.from_numpy(np.concatenate([made["y"], made["y_test"]])).long()
     return {"train.x": x[:train].clone(), "train.y": y[:train].clone(),
             "test.x": x[train:].clone(), "test.y": y[train:].clone()}
+
+
+# torchvision's name, and the folder of its files within `root()`
+_DOWNLOADS = {"mnist": ("MNIST", "MNIST/raw"), "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+              "cifar100": ("CIFAR100", "cifar-100-python")}
+
+
+def _torchvision(name: str, train: bool) -> Split:
+    import torchvision
+
+    kind, folder = _DOWNLOADS[name]
+    try:
+        found = getattr(torchvision.datasets, kind)(root(), train=train, download=True)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:  # torchvision and urllib raise all of these
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UnmaskError(f"dataset={name!r}: not found whole and not downloaded ({said}); without a network, put "
+                          f"torchvision's files into {root() / folder}, or set UNMASK_DATA to the folder that has "
+                          f"{folder}") from error
+    x = torch.as_tensor(found.data)
+    return Split(x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous(), torch.as_tensor(found.targets))
+
+
+# Images in folders
+
+
+class _Tree(NamedTuple):
+    """The images of one split: paths, labels (samples,), and what tells these files from others."""
+
+    paths: list[str]
+    labels: torch.Tensor
+    classes: list[str]
+    fingerprint: str
+
+
+def _folder(e: Experiment, store: Store) -> Data:
+    path = root() / Path(e.folder).expanduser()
+    if not path.is_dir():
+        raise UnmaskError(f"folder={e.folder!r}: there is no folder {path}; give its path, or set UNMASK_DATA")
+    test = next((name for name in ("test", "val") if (path / name).is_dir()), "test")
+    train, test = (_tree(path / name) for name in ("train", test))
+    if odd := sorted(set(train.classes) ^ set(test.classes)):
+        there = "training" if odd[0] in train.classes else "test"
+        raise UnmaskError(f"folder={e.folder!r}: class {odd[0]!r} is among the {there} images only")
+    _check_classes(e, len(train.classes))
+    train, test = _drawn(e, "train_samples", train), _drawn(e, "test_samples", test)
+    _refuse_other_images(e, store, train.fingerprint + test.fingerprint)
+    if e.streamed:
+        return Data(Stream(train.paths, train.labels, e.image_size), Stream(test.paths, test.labels, e.image_size))
+    name = f"data/imagefolder-{e.digest('folder', 'image_size')}-{train.fingerprint}{test.fingerprint}"
+    tensors = store.tensors(name)
+    if tensors is None:
+        tensors = {"train.x": _decoded(train.paths, e.image_size), "train.y": train.labels,
+                   "test.x": _decoded(test.paths, e.image_size), "test.y": test.labels}
+        store.put_tensors(name, tensors)
+    return _normalised(e, *(Split(tensors[f"{split}.x"], tensors[f"{split}.y"]) for split in ("train", "test")))
+
+
+def _tree(path: Path) -> _Tree:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+    try:
+        classes, index = find_classes(str(path))
+        found = make_dataset(str(path), index, IMG_EXTENSIONS)
+    except FileNotFoundError as error:  # no such folder, no class, or a class without images: torchvision says which
+        raise UnmaskError(f"folder={str(path)!r}: {str(error).partition('. Supported')[0]}") from error
+    paths, labels = zip(*found)
+    lines = "\n".join(f"{os.path.relpath(image, path)} {os.path.getsize(image)}" for image in paths)
+    return _Tree(list(paths), torch.tensor(labels), classes, hashlib.sha256(lines.encode()).hexdigest()[:10])
+
+
+def _drawn(e: Experiment, field: str, tree: _Tree) -> _Tree:
+    """So many images as the experiment says, in an order that mixes the classes."""
+    wanted = getattr(e, field)
+    if wanted > len(tree.paths):
+        raise UnmaskError(f"{field}={wanted}: {e.folder} has {len(tree.paths)}")
+    order = torch.randperm(len(tree.paths), generator=torch.Generator().manual_seed(e.data_seed))[:wanted]
+    fingerprint = hashlib.sha256(f"{tree.fingerprint} {e.data_seed} {wanted}".encode()).hexdigest()[:10]
+    return _Tree([tree.paths[i] for i in order], tree.labels[order], tree.classes, fingerprint)
+
+
+def _refuse_other_images(e: Experiment, store: Store, fingerprint: str) -> None:
+    """Names in the store go by the folder's name: were its images exchanged, old results would count as theirs."""
+    name = f"{e.recipe}/images"
+    known, seen = store.tensors(name), torch.tensor(list(fingerprint.encode()))
+    if known is None:
+        store.put_tensors(name, {"fingerprint": seen})
+    elif not torch.equal(known["fingerprint"], seen):
+        raise UnmaskError(f"folder={e.folder!r}: its images are not those of the results in {store.root}; give them "
+                          "another folder, or take another store")
+
+
+def _open(path: str):
+    """The image at `path`, in color.
+
+    Raises:
+        UnmaskError: it cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # Pillow raises almost anything for a damaged file
+        said = str(error).partition("\n")[0]
+        raise UnmaskError(f"image {path}: cannot be read ({type(error).__name__}: {said})") from error
+
+
+def _decoded(paths: Sequence[str], size: int) -> torch.Tensor:
+    """uint8 images, (samples, 3, size, size)."""
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    for into, path in zip(images, paths):
+        image = _open(path)
+        if image.size != (size, size):
+            raise UnmaskError(f"image {path}: is {image.size[0]} x {image.size[1]} pixels, not {size} x {size}; set "
+                              "image_size, or augmentation=resized-crop, which scales all to one size")
+        into.copy_(pil_to_tensor(image))
+    return images
+
+
+class Stream:
+    """Images too many for memory, decoded as they are needed by torchvision's transforms in a DataLoader's workers.
+
+    In training a random part of each image, of 8 to 100 % of its area, is scaled to `size` pixels, and mirrored or
+    not; otherwise the middle, of an image scaled to 8/7 of `size`, is taken. The usual transforms for ImageNet.
+    """
+
+    def __init__(self, paths: list[str], labels: torch.Tensor, size: int, device: torch.device = torch.device("cpu")):
+        self.paths, self.y, self.size, self.device = paths, labels, size, device
+
+    def to(self, device: torch.device) -> Stream:
+        return Stream(self.paths, self.y, self.size, device)
+
+    def chunks(self, size: int, first: int = 0, step: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        every = torch.arange(first, len(self.y), step)
+        return self._load(chunk.tolist() for chunk in every.split(min(size, 250)))
+
+    def first(self, count: int) -> Split:
+        parts = list(self._load([range(count)]))
+        return Split(*(torch.cat(part) for part in zip(*parts)))
+
+    def read(self, batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """As `Split.read`, of one replicate."""
+        return self._load(list(zip(samples[0].tolist(), draws[0].tolist())) for samples, draws in batches)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One image: as it is, or augmented if there is a draw beside its number."""
+        sample, draw = item if isinstance(item, tuple) else (item, None)
+        image = _open(self.paths[sample])
+        if draw is None:
+            return self._transforms[0](image), self.y[sample]
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(draw)
+            return self._transforms[1](image), self.y[sample]
+
+    @functools.cached_property
+    def _transforms(self):
+        from torchvision.transforms import v2
+
+        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)]
+        return (v2.Compose([v2.Resize(round(self.size * 8 / 7)), v2.CenterCrop(self.size), *finish]),
+                v2.Compose([v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(), *finish]))
+
+    def _load(self, batches: Iterable[list]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        from torch.utils.data import DataLoader
+
+        workers = 0 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
+        loader = DataLoader(self, batch_sampler=_Once(batches), num_workers=workers, pin_memory=workers > 0)
+        try:
+            for x, y in loader:
+                x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+                yield x, y.to(self.device, non_blocking=True)
+        except UnmaskError as error:  # a worker puts its traceback before it
+            raise UnmaskError(str(error).strip().rpartition("UnmaskError: ")[2]) from error
+
+
+class _Once:
+    """A sampler that passes on batches made elsewhere."""
+
+    def __init__(self, batches: Iterable[list]):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)

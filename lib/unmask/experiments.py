@@ -20,8 +20,11 @@ from .errors import UnmaskError
 # Part of every identity. Raise it when a change to the code changes what a stored result would be.
 RECIPE_VERSION = 1
 
-DATASETS = ("mnist1d",)
-NETWORKS = ("resnet1d", "resnet1d-strided")
+# Size and channels of an image (of a signal: its length). Those of a folder are the experiment's to say.
+DATASETS = {"mnist1d": (40, 1), "mnist": (28, 1), "cifar10": (32, 3), "cifar100": (32, 3), "imagefolder": (None, 3)}
+NETWORKS = ("resnet1d", "resnet1d-strided", "lenet-300-100", "resnet20", "resnet18", "resnet50")
+AUGMENTATIONS = ("none", "crop-flip", "resized-crop")
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 _LARGEST = 1e6  # of a factor; far beyond any use, and within the range of float32
@@ -42,8 +45,12 @@ def _increasing(values):
 # What each field may be, in words and as a test; fields that depend on each other are checked in `Experiment`.
 _ALLOWED = {
     "dataset": (f"one of {', '.join(DATASETS)}", lambda v: v in DATASETS),
-    "train_samples": ("a positive multiple of 10", lambda v: v > 0 and v % 10 == 0),
-    "test_samples": ("a positive multiple of 10", lambda v: v > 0 and v % 10 == 0),
+    "folder": ("a path without line breaks", lambda v: v == v.strip() and "\n" not in v),
+    "image_size": ("1 or more", _positive),
+    "classes": ("2 or more", lambda v: v >= 2),
+    "augmentation": (f"one of {', '.join(AUGMENTATIONS)}", lambda v: v in AUGMENTATIONS),
+    "train_samples": ("1 or more", _positive),
+    "test_samples": ("1 or more", _positive),
     "data_seed": ("0 to 4294967295", lambda v: 0 <= v < 2**32),
     "network": (f"one of {', '.join(NETWORKS)}", lambda v: v in NETWORKS),
     "width": ("1 or more", _positive),
@@ -55,6 +62,8 @@ _ALLOWED = {
     "milestones": ("increasing shares of the steps, each in (0, 1)",
                    lambda v: all(map(_share, v)) and list(v) == sorted(set(v))),
     "lr_decay": ("above 0 and at most 1", lambda v: 0 < v <= 1),
+    "warmup": ("a share of the steps, at least 0 and below 1", lambda v: 0 <= v < 1),
+    "precision": (f"one of {', '.join(PRECISIONS)}", lambda v: v in PRECISIONS),
     "rewind_steps": ("at least one, increasing, each 0 or more",
                      lambda v: len(v) > 0 and v[0] >= 0 and list(v) == sorted(set(v))),
     "levels": ("1 or more", _positive),
@@ -88,8 +97,9 @@ _ALLOWED = {
 
 # Fields that decide what one training computes. Those left out (how many seeds, levels, rewind steps; how
 # results are measured and judged) select among trainings, so changing them reuses every training in the store.
-_RECIPE = ("dataset", "train_samples", "test_samples", "data_seed", "network", "width", "steps", "batch_size", "lr",
-           "momentum", "weight_decay", "milestones", "lr_decay", "prune_fraction", "device")
+_RECIPE = ("dataset", "folder", "image_size", "classes", "augmentation", "train_samples", "test_samples", "data_seed",
+           "network", "width", "steps", "batch_size", "lr", "momentum", "weight_decay", "milestones", "lr_decay", "warmup",
+           "precision", "prune_fraction", "device")
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,8 @@ class Experiment:
     """All settings of one experiment. Make one with `experiment(preset, **changes)`.
 
     Errors and thresholds are shares (0.01 is one percentage point). `milestones` are shares of `steps` at which the
-    learning rate is multiplied by `lr_decay`. `seeds`, `levels`: how many; levels count from 1, 0 being dense.
+    learning rate is multiplied by `lr_decay`; over the first `warmup` share of them it rises from 0. `seeds`, `levels`:
+    how many; levels count from 1, 0 being dense. `folder`: of "imagefolder", see `data.load`.
 
     Raises:
         UnmaskError: a field has the wrong type or is outside what is allowed.
@@ -106,7 +117,7 @@ class Experiment:
     preset: str
     # data
     dataset: str
-    train_samples: int
+    train_samples: int  # the first so many; of a folder, so many drawn by data_seed
     test_samples: int
     data_seed: int
     # network
@@ -149,6 +160,13 @@ class Experiment:
     gap_refilled: float  # a gap is filled if at least this share of as many weights as before are in it again
     plane_points: int  # grid points along each side of a landscape
     device: str = "auto"
+    # more about data and training; what is not about MNIST-1D
+    folder: str = ""
+    image_size: int = 40  # pixels along a side, or points of a signal
+    classes: int = 10
+    augmentation: str = "none"
+    warmup: float = 0.0
+    precision: str = "float32"  # in training; everything is measured in float32
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -156,6 +174,23 @@ class Experiment:
         for name, (allowed, test) in _ALLOWED.items():
             if not test(getattr(self, name)):
                 raise _bad(name, getattr(self, name), allowed)
+        size, _ = DATASETS[self.dataset]
+        if size and self.image_size != size:
+            raise _bad("image_size", self.image_size, f"{size}, the size of {self.dataset}")
+        if self.dataset == "mnist1d":
+            for name in ("train_samples", "test_samples"):
+                if getattr(self, name) % 10:
+                    raise _bad(name, getattr(self, name), "a multiple of 10 for mnist1d, as many of each class")
+        if (self.dataset == "imagefolder") != bool(self.folder):
+            raise _bad("folder", self.folder, "the folder of the images for imagefolder, and empty for other data sets")
+        fitting = [name for name in NETWORKS if name.startswith("resnet1d") == (self.dataset == "mnist1d")]
+        if self.network not in fitting:
+            raise _bad("network", self.network, f"one of {', '.join(fitting)} for {self.dataset}")
+        if self.network == "resnet50" and self.width != 64:
+            raise _bad("width", self.width, "64 for resnet50")
+        augmentations = {"mnist1d": AUGMENTATIONS[:1], "imagefolder": AUGMENTATIONS}.get(self.dataset, AUGMENTATIONS[:2])
+        if self.augmentation not in augmentations:
+            raise _bad("augmentation", self.augmentation, f"one of {', '.join(augmentations)} for {self.dataset}")
         if self.batch_size > self.train_samples:
             raise _bad("batch_size", self.batch_size, f"at most train_samples ({self.train_samples})")
         if self.curvature_samples > self.train_samples:
@@ -174,8 +209,10 @@ class Experiment:
         return f"{self.dataset}-{self.network}-{self.digest(*_RECIPE)}"
 
     def digest(self, *names: str) -> str:
-        """Hash of the named fields, 10 hexadecimal digits."""
-        values = {"version": RECIPE_VERSION} | {name: getattr(self, name) for name in names}
+        """Hash of the named fields, 10 hexadecimal digits. Later fields count only where they are not at their default,
+        so that identities from before they existed stay."""
+        values = {"version": RECIPE_VERSION} | {name: getattr(self, name) for name in names
+                                                if getattr(self, name) != _LATER.get(name)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
     def but(self, **changes) -> Experiment:
@@ -189,6 +226,16 @@ class Experiment:
             if name not in known:
                 raise UnmaskError(f"unknown field {name!r}: an experiment has {', '.join(known)}")
         return dataclasses.replace(self, **changes)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image or signal."""
+        return DATASETS[self.dataset][1]
+
+    @property
+    def streamed(self) -> bool:
+        """Are images decoded as they are needed, rather than kept in memory?"""
+        return self.augmentation == "resized-crop"
 
     @property
     def all_seeds(self) -> range:
@@ -260,6 +307,9 @@ def _scalar(name: str, value, kind: type):
     return value
 
 
+_LATER = {field.name: field.default for field in dataclasses.fields(Experiment)
+          if field.default is not dataclasses.MISSING and field.name != "device"}
+
 _MINIATURE = Experiment(
     preset="miniature",
     dataset="mnist1d", train_samples=4000, test_samples=10_000, data_seed=42,
@@ -278,6 +328,14 @@ _MINIATURE = Experiment(
     gap_refilled=0.5, plane_points=21,
 )
 
+# This and the two made from it are trained as in the authors' closest public configuration and OpenLTH.
+_CIFAR10 = dataclasses.replace(
+    _MINIATURE, preset="cifar10_resnet20", dataset="cifar10", image_size=32, train_samples=50_000,
+    augmentation="crop-flip", network="resnet20", width=16, steps=62_400, lr=0.1,
+    rewind_steps=(0, 250, 1000, 2000), levels=15, control_every=5, lanczos_probes=4, lanczos_steps=40,
+    epsilon=0.005, loss_height=0.0035,
+)
+
 PRESETS = {
     experiment.preset: experiment
     for experiment in (
@@ -292,5 +350,21 @@ PRESETS = {
             rewind_steps=(0, 5), levels=3, control_every=2, probe_levels=(1, 2), perturbation_lengths=(0.0, 0.5, 1.0),
             limit_levels=(2,), prune_ratios=(0.2, 0.8), curvature_samples=100, lanczos_probes=2, lanczos_steps=10,
             seeds=2, barrier_points=3, plane_points=5),
+        # LeNet-300-100, trained as by OpenLTH, its output layer not pruned
+        dataclasses.replace(
+            _MINIATURE, preset="mnist_lenet", dataset="mnist", image_size=28, train_samples=60_000, network="lenet-300-100",
+            width=300, steps=18_720, lr=0.1, momentum=0.0, weight_decay=0.0, milestones=(), rewind_steps=(0, 500),
+            levels=20, control_every=8, probe_levels=(8, 16), perturbation_lengths=(0.0, 1.0, 2.0, 4.0),
+            limit_levels=(0, 10), prune_ratios=(0.3, 0.6, 0.9, 0.98), lanczos_probes=4, lanczos_steps=40,
+            epsilon=0.002, lmc_threshold=0.004, loss_height=0.0014),
+        _CIFAR10,
+        dataclasses.replace(
+            _CIFAR10, preset="cifar100_resnet18", dataset="cifar100", classes=100, network="resnet18", width=64,
+            weight_decay=5e-4, rewind_steps=(0, 500, 2000), lanczos_probes=2, lanczos_steps=20),
+        dataclasses.replace(
+            _CIFAR10, preset="imagenet_resnet50", dataset="imagefolder", folder="imagenet", image_size=224, classes=1000,
+            train_samples=1_281_167, test_samples=50_000, augmentation="resized-crop", network="resnet50", width=64,
+            steps=90 * 1251, batch_size=1024, lr=0.4, milestones=(30 / 90, 60 / 90, 80 / 90), warmup=5 / 90,
+            rewind_steps=(0, 1251, 5 * 1251), levels=10, probe_levels=(4, 8), lanczos_probes=2, lanczos_steps=20),
     )
 }

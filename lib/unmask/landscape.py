@@ -137,7 +137,7 @@ def corners(runs: Runs, seed: int, rewind_step: int, kind: str) -> tuple[dict[st
 def landscape(runs: Runs, seed: int, rewind_step: int, kind: str) -> pd.DataFrame:
     """Error on the plane through the networks of `corners`.
 
-    Columns: level, next_level, what, t, x, y (in the plane, in units of weights), test_error, train_loss. `what` is
+    Columns: level, next_level, what, t, x, y (in the plane, in units of weights), test_error. `what` is
     "grid", whose rows and columns run through the three networks as well; "axial subspace", the two ends of a line
     within the frame; "segment", from the third network (t = 0) to the second (t = 1); or the name of one of the three
     networks.
@@ -163,8 +163,7 @@ def landscape(runs: Runs, seed: int, rewind_step: int, kind: str) -> pd.DataFram
     for row in rows:
         networks.load_state(runs.network, surface.state(row["x"], row["y"]))
         row["test_error"] = evaluate(runs.network, runs.data.test).error
-        row["train_loss"] = evaluate(runs.network, runs.data.train).loss
-    table = pd.DataFrame(rows, columns=["what", "t", "x", "y", "test_error", "train_loss"])
+    table = pd.DataFrame(rows, columns=["what", "t", "x", "y", "test_error"])
     table.insert(0, "next_level", level + 1)
     table.insert(0, "level", level)
     return table

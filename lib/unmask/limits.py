@@ -17,7 +17,6 @@ from . import curvature, networks, pruning
 from .barriers import barrier, grid, interpolate, segment
 from .chains import Runs
 from .curvature import Spectrum, surviving
-from .data import Split
 from .networks import State
 from .parallel import Task
 from .pruning import Mask
@@ -26,6 +25,7 @@ from .train import Start, evaluate, generator, train_all
 
 CURVATURE = ("limit_levels", "curvature_samples", "lanczos_probes", "lanczos_steps")  # fields that stored curvature depends on
 MASKS = ("random", "magnitude")
+EXACT_UP_TO = 8000  # survivors; the exact Hessian of more needs more than half a gigabyte, several times
 DRAWS = 8  # random masks whose displacements are compared with that of the magnitude mask
 HEIGHTS = (0.5, 1.0, 2.0)  # multiples of the loss height, to show how much a prediction depends on it
 
@@ -56,8 +56,7 @@ class Solution:
         self.rewind_step = runs.experiment.rewind_steps[-1]
         self.state, self.mask = runs.level(seed, self.rewind_step, level)
         self.weights = surviving(self.state, self.mask)
-        x, y = runs.data.train
-        self.sample = Split(x[:runs.experiment.curvature_samples], y[:runs.experiment.curvature_samples])
+        self.sample = runs.data.train.first(runs.experiment.curvature_samples)
 
     def order(self, kind: str, draw: int = 0) -> np.ndarray:
         return removal_order(kind, self.weights, self.seed, "removal", self.level, draw)
@@ -91,9 +90,9 @@ def stored_curvature(runs: Runs, seed: int, level: int) -> dict[str, torch.Tenso
     * "0.values", "0.weights": the exact spectrum; "N.values", "N.weights": that by Lanczos with N steps.
     * "random", "magnitude": `curvature.least_rises` when weights are removed in that order, by the exact Hessian.
 
-    The exact Hessian costs D times as much as one product with it: of the dense network it is computed for the first
-    seed only. Estimates are for comparison with it, at that seed's densest and sparsest level, and stand in for it
-    where there is none.
+    The exact Hessian costs D times as much as one product with it, and D^2 numbers: it is computed for at most
+    `EXACT_UP_TO` survivors, and of the dense network for the first seed only. Estimates stand in for it where there is
+    none. For the first seed's densest and sparsest level there are two, to be compared with it and with each other.
     """
     name, began = _curvature_name(runs, seed, level), time.perf_counter()
     found = runs.store.tensors(name)
@@ -101,7 +100,7 @@ def stored_curvature(runs: Runs, seed: int, level: int) -> dict[str, torch.Tenso
         return found
     e, solution = runs.experiment, Solution(runs, seed, level)
     first = seed == e.first_seed
-    exact = level > 0 or first
+    exact = len(solution.weights) <= EXACT_UP_TO and (level > 0 or first)
     compared = first and level in (e.limit_levels[0], e.limit_levels[-1])
     found = {}
     for steps in (e.lanczos_steps, 2 * e.lanczos_steps) if compared else () if exact else (e.lanczos_steps,):

@@ -19,7 +19,7 @@ from .chains import CHAINS, CONTROLS, RETRAININGS, Place, Runs
 from .errors import UnmaskError
 from .experiments import Experiment
 from .store import TABLE, TENSORS, Store
-from .train import TOGETHER, evaluate, single_thread
+from .train import evaluate, single_thread, together
 
 INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
 
@@ -186,8 +186,7 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
     waves = plan(runs, tables, jobs)
     names = [name for wave in waves for task in wave for name, _ in task.outputs]
     store.drop_damaged(names)  # before anything is built on it
-    *_, measurements = waves
-    if all(name in store for task in measurements for name, _ in task.outputs):
+    if all(_part_name(runs, name, keys) + TABLE in store for name in tables for keys in _all_keys(experiment, name)):
         return
     data.load(experiment, store)  # generated once, before there are several processes to do it
     parallel.run(waves, experiment, store, jobs)
@@ -195,6 +194,8 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
 
 def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Task]]:
     """All trainings the tables need, then all measurements, in waves: a wave needs nothing but the waves before it.
+
+    The largest Hessian takes as long as many measurements: those that need none go beside it.
 
     Replicates that can be trained side by side share a task, as long as there is a task for every one of `jobs`.
     """
@@ -209,30 +210,31 @@ def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Tas
 
     def control(kind):
         places = [Place(kind, seed, e.rewind_steps[-1], level) for level in e.control_levels for seed in e.all_seeds]
-        return [task(group) for group in _groups(places, jobs)]
+        return [task(group) for group in _groups(e, places, jobs)]
 
     def measurement(name, keys):
         what = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in zip(TABLES[name].keys, keys))
         output = _part_name(runs, name, keys) + TABLE, f"{name}, {what}"
         return parallel.Task("measure:read_part", (name, keys), (output,))
 
-    dense = [task([Place("imp", seed, e.rewind_steps[0], 0) for seed in seeds]) for seeds in _groups(e.all_seeds, jobs)]
+    dense = [task([Place("imp", seed, e.rewind_steps[0], 0) for seed in seeds]) for seeds in _groups(e, e.all_seeds, jobs)]
     chains = [chain(seeds, step) for step in e.rewind_steps
-              for seeds in _groups(e.all_seeds, jobs / len(e.rewind_steps))]
+              for seeds in _groups(e, e.all_seeds, jobs / len(e.rewind_steps))]
     if {"refill", "retraining_methods"} & set(tables):
-        chains += [chain(seeds, e.rewind_steps[-1], kind) for kind in RETRAININGS for seeds in _groups(e.all_seeds, jobs)]
+        chains += [chain(seeds, e.rewind_steps[-1], kind) for kind in RETRAININGS for seeds in _groups(e, e.all_seeds, jobs)]
     waves = [dense, chains]
     if "controls" in tables:
         waves[1] += control("random") + control("one-shot")
         waves += [control("reinitialized") + control("shuffled")]
-    if {"spectra", "curvatures", "predictions"} & set(tables):  # which share them
-        waves.append([limits.curvature_task(runs, *keys) for keys in _all_keys(e, "spectra")])
-    return waves + [[measurement(name, keys) for name in tables for keys in _all_keys(e, name)]]
+    curved = [name for name in tables if name in ("spectra", "curvatures", "predictions")]  # which share Hessians
+    hessians = [limits.curvature_task(runs, *keys) for keys in _all_keys(e, "spectra")] if curved else []
+    others = [measurement(name, keys) for name in tables if name not in curved for keys in _all_keys(e, name)]
+    return waves + [hessians + others, [measurement(name, keys) for name in curved for keys in _all_keys(e, name)]]
 
 
-def _groups(items: Sequence, parts: float) -> Iterator[Sequence]:
-    """At least `parts` groups where there are as many items, of at most `TOGETHER` each."""
-    size = max(1, min(TOGETHER, math.ceil(len(items) / max(parts, 1))))
+def _groups(e: Experiment, items: Sequence, parts: float) -> Iterator[Sequence]:
+    """At least `parts` groups where there are as many items, of replicates that can be trained side by side."""
+    size = max(1, min(together(e), math.ceil(len(items) / max(parts, 1))))
     return (items[first:first + size] for first in range(0, len(items), size))
 
 

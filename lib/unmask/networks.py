@@ -1,25 +1,28 @@
 """Networks: plain modules that map a batch to logits, their state as a dict of tensors.
 
 Several replicates of a network, of the same shape but with weights and data of their own, are one network of as many
-channel groups. Its state is theirs, concatenated along the first dimension of every tensor, and each replicate
-computes, to the bit, what it would alone; together they share the cost of starting each operation.
+channel groups. Its state is theirs, concatenated along the first dimension of every tensor; together they share the
+cost of starting each operation. On a CPU each replicate of a network for signals computes to the bit what it would
+alone; of other networks, what it would up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import CLASSES
+from . import processes
 from .experiments import Experiment
 
 State = dict[str, Tensor]
 
 
-class BatchNorm(nn.BatchNorm2d):
+class SignalNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d` for one image, whose rows or columns are the samples of the batch.
 
     In this layout a channel's batch statistics are those of one group of one image, and torch's group-norm kernel
@@ -39,23 +42,46 @@ class BatchNorm(nn.BatchNorm2d):
         return y
 
 
-def conv(channels_in: int, channels_out: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
+class ImageNorm(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` whose batch is that of all processes together, on any device (torch's `SyncBatchNorm`: GPUs)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or processes.count() == 1:
+            return super().forward(x)
+        mean = processes.mean(x.mean((0, 2, 3)))
+        centred = x - mean[:, None, None]
+        variance = processes.mean(centred.square().mean((0, 2, 3)))
+        count = processes.count() * x.numel() / x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def conv_signal(channels_in: int, channels_out: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
     """Convolution along the signals of an image (1, replicates * channels, length, batch)."""
     return nn.Conv2d(replicates * channels_in, replicates * channels_out, (kernel, 1), (stride, 1), (kernel // 2, 0),
+                     groups=replicates, bias=False)
+
+
+def conv_image(channels_in: int, channels_out: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
+    """Convolution of images (batch, replicates * channels, height, width)."""
+    return nn.Conv2d(replicates * channels_in, replicates * channels_out, kernel, stride, kernel // 2,
                      groups=replicates, bias=False)
 
 
 class Block(nn.Module):
     """Two convolutions and a shortcut, projected by a 1 x 1 convolution where the shape changes (ResNet, option B)."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, replicates: int):
+    def __init__(self, conv: Callable, norm: Callable, channels_in: int, channels_out: int, stride: int, replicates: int):
         super().__init__()
         channels = replicates * channels_out
-        self.conv1, self.norm1 = conv(channels_in, channels_out, 3, stride, replicates), BatchNorm(channels)
-        self.conv2, self.norm2 = conv(channels_out, channels_out, 3, 1, replicates), BatchNorm(channels)
+        self.conv1, self.norm1 = conv(channels_in, channels_out, 3, stride, replicates), norm(channels)
+        self.conv2, self.norm2 = conv(channels_out, channels_out, 3, 1, replicates), norm(channels)
         self.project = channels_in != channels_out
         if self.project:
-            self.conv3, self.norm3 = conv(channels_in, channels_out, 1, stride, replicates), BatchNorm(channels)
+            self.conv3, self.norm3 = conv(channels_in, channels_out, 1, stride, replicates), norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(self.conv1(x)).relu_()
@@ -63,16 +89,18 @@ class Block(nn.Module):
         return y.add_(self.norm3(self.conv3(x)) if self.project else x).relu_()
 
 
-class Classifier(nn.Linear):
-    """`nn.Linear` for each replicate: (replicates * features, batch) to (replicates * batch, classes)."""
+class Linear(nn.Linear):
+    """`nn.Linear` for each replicate: (replicates, batch, features) to (replicates, batch, channels)."""
 
-    def __init__(self, features: int, classes: int, replicates: int):
-        super().__init__(features, replicates * classes)
+    def __init__(self, features: int, channels: int, replicates: int):
+        super().__init__(features, replicates * channels)
         self.replicates = replicates
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = zip(x.chunk(self.replicates), self.weight.chunk(self.replicates), self.bias.chunk(self.replicates))
-        return torch.cat([F.linear(part.t(), weight, bias) for part, weight, bias in parts])
+        weight, bias = self.weight.unflatten(0, (self.replicates, -1)), self.bias.unflatten(0, (self.replicates, 1, -1))
+        if x.is_cuda:
+            return torch.baddbmm(bias, x, weight.mT)
+        return torch.stack([F.linear(*each) for each in zip(x, weight, bias.squeeze(1))])
 
 
 class ResNet1d(nn.Module):
@@ -83,24 +111,117 @@ class ResNet1d(nn.Module):
     would, on rows of contiguous samples that keep a CPU busy where rows of 40 points do not.
     """
 
-    def __init__(self, width: int, stem_kernel: int, stem_stride: int, replicates: int):
+    native = True
+
+    def __init__(self, width: int, stem_kernel: int, stem_stride: int, classes: int, replicates: int):
         super().__init__()
-        self.stem = conv(1, width, stem_kernel, stem_stride, replicates)
-        self.norm = BatchNorm(replicates * width)
-        self.blocks = nn.Sequential(Block(width, width, 1, replicates), Block(width, 2 * width, 2, replicates),
-                                    Block(2 * width, 4 * width, 2, replicates))
-        self.linear = Classifier(4 * width, CLASSES, replicates)
+        self.stem = conv_signal(1, width, stem_kernel, stem_stride, replicates)
+        self.norm = SignalNorm(replicates * width)
+        self.blocks = nn.Sequential(*(Block(conv_signal, SignalNorm, *shape, replicates) for shape in (
+            (width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))))
+        self.linear = Linear(4 * width, classes, replicates)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(1, 2, 0)[None]
         x = self.norm(self.stem(x)).relu_()
-        return self.linear(self.blocks(x)[0].mean(1))
+        x = self.blocks(x)[0].mean(1)
+        return self.linear(x.unflatten(0, (self.linear.replicates, -1)).mT).flatten(0, 1)
+
+
+class LeNet(nn.Module):
+    """LeNet-300-100 (LeCun et al. 1998): two hidden layers of w and w / 3 units, fully connected.
+
+    Takes (batch, replicates * channels, size, size), returns logits (replicates * batch, classes). As in OpenLTH, the
+    output layer is not pruned.
+    """
+
+    never_pruned = ("output.weight",)
+
+    def __init__(self, width: int, inputs: int, classes: int, replicates: int):
+        super().__init__()
+        self.hidden1 = Linear(inputs, width, replicates)
+        self.hidden2 = Linear(width, width // 3, replicates)
+        self.output = Linear(width // 3, classes, replicates)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1).unflatten(1, (self.output.replicates, -1)).transpose(0, 1)
+        x = self.hidden2(self.hidden1(x).relu_()).relu_()
+        return self.output(x).flatten(0, 1)
+
+
+class ResNet(nn.Module):
+    """Residual network for small images (He et al. 2016, section 4.2): a stem, stages of blocks, mean over positions,
+    linear layer. The first block of every stage but the first halves the image.
+
+    Takes (batch, replicates * channels, size, size), returns logits (replicates * batch, classes).
+    """
+
+    def __init__(self, widths: Sequence[int], blocks: int, channels: int, classes: int, replicates: int):
+        super().__init__()
+        self.stem = conv_image(channels, widths[0], 3, 1, replicates)
+        self.norm = ImageNorm(replicates * widths[0])
+        shapes, before = [], widths[0]
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                shapes.append((before, width, 2 if stage and not block else 1))
+                before = width
+        self.blocks = nn.Sequential(*(Block(conv_image, ImageNorm, *shape, replicates) for shape in shapes))
+        self.linear = Linear(widths[-1], classes, replicates)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu_()
+        x = self.blocks(x).mean((2, 3)).unflatten(1, (self.linear.replicates, -1)).transpose(0, 1)
+        return self.linear(x).flatten(0, 1)
 
 
 def build(experiment: Experiment, replicates: int = 1) -> nn.Module:
-    """The experiment's network, with weights still to be loaded."""
-    kernel, stride = {"resnet1d": (3, 1), "resnet1d-strided": (5, 2)}[experiment.network]
-    return ResNet1d(experiment.width, kernel, stride, replicates)
+    """The experiment's network, with weights still to be loaded.
+
+    Raises:
+        ValueError: several replicates of a network that has no channel groups to spare (ResNet-50).
+    """
+    e = experiment
+    match e.network:
+        case "resnet1d":
+            return ResNet1d(e.width, 3, 1, e.classes, replicates)
+        case "resnet1d-strided":
+            return ResNet1d(e.width, 5, 2, e.classes, replicates)
+        case "lenet-300-100":
+            return LeNet(e.width, e.channels * e.image_size ** 2, e.classes, replicates)
+        case "resnet20":
+            return ResNet([e.width, 2 * e.width, 4 * e.width], 3, e.channels, e.classes, replicates)
+        case "resnet18":
+            return ResNet([e.width, 2 * e.width, 4 * e.width, 8 * e.width], 2, e.channels, e.classes, replicates)
+        case "resnet50":
+            if replicates > 1:
+                raise ValueError("resnet50 is trained one at a time")
+            from torchvision.models import resnet50
+
+            return resnet50(num_classes=e.classes, norm_layer=ImageNorm)
+
+
+@contextlib.contextmanager
+def kernels(network: nn.Module, precision: str = "float32"):
+    """The kernels to compute with, inside.
+
+    On a GPU: the same ones every time, and no lower precision than asked for. On a CPU: for signals torch's own
+    convolution, which for networks this small is faster than oneDNN's.
+    """
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.simplefilter("ignore")  # some builds warn about TF32 whenever these flags are touched
+        if getattr(network, "native", False):
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if torch.cuda.is_available():
+            tf32, matmul = precision == "tf32", torch.backends.cuda.matmul
+            stack.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
+            matmul.allow_tf32 = tf32
+            stack.enter_context(torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32))
+        if precision == "bf16":
+            device = next(network.parameters()).device
+            # no cache: it would keep weights as they were when they were first cast
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
+        yield
 
 
 def stack(states: Sequence[State]) -> State:

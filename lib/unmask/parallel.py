@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from . import processes
 from .errors import UnmaskError
 from .experiments import Experiment
 from .store import Store
@@ -44,12 +45,20 @@ def check_jobs(jobs: int | None) -> int:
 def run(waves: Sequence[Sequence[Task]], experiment: Experiment, store: Store, jobs: int | None = None) -> None:
     """Do all tasks whose outputs are not all in the store, wave after wave, `jobs` at a time, one thread each.
 
+    Processes that torchrun started do them one by one instead, each together.
+
     Raises:
         UnmaskError: what a task raised; or a worker was killed.
     """
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    if processes.count() > 1:  # which go through all tasks together
+        for wave in waves:
+            for task in wave:
+                if not all(name in store for name, _ in task.outputs):
+                    _do(task, experiment, str(store.root))
+        return
     jobs = check_jobs(jobs)
     waves = [[task for task in wave if not all(name in store for name, _ in task.outputs)] for wave in waves]
     if not any(waves):

@@ -1,7 +1,7 @@
 """Masks: which prunable weights survive.
 
 A mask is a dict of boolean tensors under the names of the prunable weights, those of convolutions and linear layers;
-biases and batch-norm parameters are never pruned. Every function returns a new mask and leaves its arguments alone.
+biases and batch-norm parameters are never pruned, nor what a network names in `never_pruned`. Every function returns a new mask and leaves its arguments alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Mask = dict[str, Tensor]
 
 def prunable(network: nn.Module) -> list[str]:
     """Names of the weights of convolutions and linear layers, in the network's order."""
-    return [f"{name}.weight" for name, module in network.named_modules()
-            if isinstance(module, (nn.Conv2d, nn.Linear))]
+    names = [f"{name}.weight" for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return [name for name in names if name not in getattr(network, "never_pruned", ())]
 
 
 def dense_mask(network: nn.Module) -> Mask:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from . import processes
 from .errors import UnmaskError
 
 TENSORS, TABLE = ".safetensors", ".csv"
@@ -60,11 +61,17 @@ class Store:
         data = self._read_whole(name + TENSORS)
         return None if data is None else dict(sorted(st.load(data).items()))  # they come in no order, sums need one
 
-    def put_tensors(self, name: str, tensors: dict, seconds: float = 0.0) -> None:
-        """Store a dict of tensors, and how long it took to compute."""
+    def put_tensors(self, name: str, tensors: dict, seconds: float = 0.0, wait: bool = True) -> None:
+        """Store a dict of tensors, and how long it took to compute. Processes that train together `wait` for it."""
         import safetensors.torch as st
 
-        self._put(name + TENSORS, st.save(tensors), seconds)
+        self._put(name + TENSORS, st.save(tensors), seconds, wait)
+
+    def remove(self, name: str) -> None:
+        """Remove the tensors called `name`, if they are there."""
+        with self._writing(self.root / name):
+            for ending in (TENSORS + ".json", TENSORS):
+                (self.root / (name + ending)).unlink(missing_ok=True)
 
     def table(self, name: str, compute: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:  # noqa: F821
         """The stored table called `name`; computed and stored first if it is not there whole.
@@ -125,7 +132,15 @@ class Store:
             return b"", "its content was altered"
         return data, None
 
-    def _put(self, name, data, seconds):
+    def _put(self, name, data, seconds, wait=True):
+        if wait:
+            processes.wait()  # until all have seen that it is not there yet
+        if processes.rank() == 0:
+            self._write(name, data, seconds)
+        if wait:
+            processes.wait()
+
+    def _write(self, name, data, seconds):
         import torch
 
         path = self.root / name

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import warnings
-from collections.abc import Iterable, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from . import networks, pruning
-from .data import Split
+from . import data, networks, processes, pruning
 from .errors import UnmaskError
 from .experiments import Experiment
 from .networks import State
+from .store import Store
 
-TOGETHER = 6  # replicates trained side by side; more gain nothing on a CPU, and results do not depend on it
+def together(experiment: Experiment) -> int:
+    """How many replicates to train side by side.
+
+    Several where each gets to the bit what it would get alone, so that results do not depend on who was with it: of
+    networks for signals. More than six gain nothing on a CPU.
+    """
+    return 6 if experiment.network.startswith("resnet1d") and processes.count() == 1 else 1
 
 
 def generator(*names) -> torch.Generator:
@@ -28,9 +37,10 @@ def generator(*names) -> torch.Generator:
 
 
 def learning_rate(experiment: Experiment, step: int) -> float:
-    """The step schedule: `lr`, multiplied by `lr_decay` at each milestone passed."""
+    """The step schedule: `lr`, multiplied by `lr_decay` at each milestone passed; before, linear warm-up."""
     passed = sum(step >= share * experiment.steps for share in experiment.milestones)
-    return experiment.lr * experiment.lr_decay ** passed
+    warmup = experiment.warmup * experiment.steps
+    return experiment.lr * experiment.lr_decay ** passed * min(1.0, (step + 1) / warmup if warmup else 1.0)
 
 
 class Start(NamedTuple):
@@ -45,80 +55,147 @@ class Start(NamedTuple):
     order: tuple
 
 
-def batches(experiment: Experiment, split: Split, orders: Sequence[tuple], start: int, stop: int) -> Iterable[Split]:
+def batches(experiment: Experiment, split: data.Split, orders: Sequence[tuple], start: int, stop: int,
+            ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of steps `start` to `stop` for replicates that each have a data order of their own.
 
-    Each epoch is one permutation of the samples, a pure function of (order, epoch); the incomplete last batch is
-    dropped. A run that starts late sees what a run from step 0 would see from there on.
+    Each epoch is one permutation of the samples, a pure function of (order, epoch), and so is how each sample is
+    augmented; the incomplete last batch is dropped. A run that starts late sees what a run from step 0 would see from
+    there on. Of several processes each reads its share of every batch.
 
     Yields:
-        Inputs (batch, replicates, length) and labels (replicates * batch).
+        Inputs (batch, replicates * channels, ...) and labels (replicates * batch).
     """
-    size, count = experiment.batch_size, len(split.y) // experiment.batch_size
+    return split.read(_epochs(experiment, len(split.y), orders, start, stop))
+
+
+def _epochs(experiment: Experiment, samples: int, orders: Sequence[tuple], start: int, stop: int,
+            ) -> Iterator[data.Batch]:
+    size, share = experiment.batch_size, experiment.batch_size // processes.count()
     for step in range(start, stop):
-        epoch, batch = divmod(step, count)
+        epoch, batch = divmod(step, samples // size)
         if batch == 0 or step == start:
-            shuffled = [torch.randperm(len(split.y), generator=generator(*order, epoch)) for order in orders]
-            x = torch.cat([split.x[permutation] for permutation in shuffled], 1)
-            y = torch.stack([split.y[permutation] for permutation in shuffled])
-        here = slice(batch * size, (batch + 1) * size)
-        yield Split(x[here], y[:, here].flatten())
+            shuffled = torch.stack([torch.randperm(samples, generator=generator(*order, epoch)) for order in orders])
+            draws = torch.zeros_like(shuffled) if experiment.augmentation == "none" else torch.stack([
+                torch.randint(2**62, (samples,), generator=generator(*order, epoch, "augmentation")) for order in orders])
+        here = slice(batch * size + processes.rank() * share, batch * size + (processes.rank() + 1) * share)
+        yield data.Batch(shuffled[:, here], draws[:, here])
 
 
-def train(experiment: Experiment, split: Split, replicates: Sequence[Start], start: int = 0,
-          snapshots: Iterable[int] = (), lr: float | None = None) -> list[dict[int, State]]:
+def train(experiment: Experiment, split: data.Split, replicates: Sequence[Start], start: int = 0,
+          snapshots: Iterable[int] = (), lr: float | None = None, store: Store | None = None) -> list[dict[int, State]]:
     """Train each replicate within its mask from step `start` to the end of the schedule, or to the last snapshot.
 
     A state is projected onto its mask's axial subspace first, and after every update, so pruned weights are exactly
-    zero at all times. Momentum starts at zero, also when rewinding. Replicates do not influence each other: each gets,
-    to the bit, what it would get alone.
+    zero at all times. Momentum starts at zero, also when rewinding. Replicates do not influence each other: networks for
+    signals get, to the bit, what they would get alone, others up to rounding.
+
+    Under torchrun every process computes the gradient of its share of the batch; gradients are averaged by torch's
+    DistributedDataParallel, and batch norm sees the whole batch.
 
     Args:
         split: training data, on the device to train on.
         replicates: states at step `start`, masks and data orders.
         snapshots: steps at which to record the states; the end of the schedule if none are given.
         lr: a constant learning rate, in place of the schedule's.
+        store: where to keep an unfinished training once a minute; if it is there, it is resumed, to the same bits.
 
     Returns:
         For each replicate, its state at each snapshot, by step.
 
     Raises:
-        UnmaskError: a snapshot is before `start` or beyond the end, or a replicate's weights are no longer finite.
+        UnmaskError: a snapshot is before `start` or beyond the end, a replicate's weights are no longer finite, or the
+            batch cannot be shared equally among the processes.
     """
     e = experiment
     snapshots = sorted(set(snapshots)) or [e.steps]
     if not start <= snapshots[0] <= snapshots[-1] <= e.steps:
         raise UnmaskError(f"snapshots={snapshots}: must be between start ({start}) and steps ({e.steps})")
+    if e.batch_size % processes.count():
+        raise UnmaskError(f"batch_size={e.batch_size}: must be a multiple of the {processes.count()} processes")
 
     count, orders = len(replicates), [replicate.order for replicate in replicates]
-    network = networks.build(e, count).to(split.x.device)
+    network = networks.build(e, count).to(split.device)
     networks.load_state(network, networks.stack([pruning.apply(r.mask, r.state) for r in replicates]))
-    weights, alive = _as_vector(network, networks.stack([r.mask for r in replicates]))
-    parameters = list(network.parameters())
+    weights, gradient, alive = _as_vectors(network, networks.stack([r.mask for r in replicates]))
     velocity = torch.zeros_like(weights)
+    logits_of = network if processes.count() == 1 else DistributedDataParallel(network, broadcast_buffers=False)
+    unfinished = Unfinished(store, e, replicates, start, snapshots, lr)
     recorded = {start: networks.state_of(network)}
+    begin = unfinished.load(network, velocity, recorded) or start
 
-    with native_kernels(), single_thread():
-        for step, (x, y) in enumerate(batches(e, split, orders, start, snapshots[-1]), start):
-            loss = F.cross_entropy(network(x), y, reduction="sum") / e.batch_size  # replicates' mean losses, added
-            gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+    with networks.kernels(network, e.precision), single_thread():
+        for step, (x, y) in enumerate(batches(e, split, orders, begin, snapshots[-1]), begin):
+            loss = F.cross_entropy(logits_of(x), y, reduction="sum") * count / len(y)  # replicates' mean losses, added
+            gradient.zero_()
+            loss.backward()
             with torch.no_grad():
-                velocity.mul_(e.momentum).add_(gradient).add_(weights, alpha=e.weight_decay)
-                weights.sub_(velocity, alpha=learning_rate(e, step) if lr is None else lr).mul_(alive)
+                update = velocity.mul_(e.momentum).add_(gradient) if e.momentum else gradient
+                if e.weight_decay:
+                    update.add_(weights, alpha=e.weight_decay)
+                weights.sub_(update, alpha=learning_rate(e, step) if lr is None else lr).mul_(alive)
             if step + 1 in snapshots:
                 recorded[step + 1] = networks.state_of(network)
+            unfinished.save(step + 1, network, velocity, recorded)
     states = {step: networks.unstack(recorded[step], count) for step in snapshots}
     for replicate, state in zip(replicates, states[snapshots[-1]]):
         if not all(tensor.isfinite().all() for tensor in state.values()):
             raise UnmaskError(f"training diverged: weights are not finite after step {snapshots[-1]} with lr={e.lr} "
                               f"and data order {'/'.join(map(str, replicate.order))}")
+    unfinished.remove()
     return [{step: states[step][i] for step in snapshots} for i in range(count)]
 
 
-def train_all(experiment: Experiment, split: Split, replicates: Sequence[Start], start: int) -> list[State]:
-    """The state of each replicate at the end of the schedule, `TOGETHER` side by side at a time; see `train`."""
-    groups = (replicates[first:first + TOGETHER] for first in range(0, len(replicates), TOGETHER))
-    return [states[experiment.steps] for group in groups for states in train(experiment, split, group, start)]
+class Unfinished:
+    """A training on its way, in the store once a minute, under a name that follows from where and how it started."""
+
+    SECONDS = 60.0
+
+    def __init__(self, store: Store | None, experiment: Experiment, replicates: Sequence[Start], start: int,
+                 snapshots: Sequence[int], lr: float | None):
+        self.store, self.saved = store, time.monotonic()
+        if store is not None:
+            digest = hashlib.sha256(repr((start, snapshots, lr, [r.order for r in replicates])).encode())
+            for replicate in replicates:
+                for tensor in (*replicate.state.values(), *replicate.mask.values()):
+                    digest.update(tensor.numpy().tobytes())
+            self.name = f"{experiment.recipe}/unfinished/{digest.hexdigest()[:16]}"
+
+    def load(self, network: nn.Module, velocity: Tensor, recorded: dict[int, State]) -> int | None:
+        """Put network, velocity and snapshots where they were; the number of steps done, or None if there is nothing."""
+        found = self.store and self.store.tensors(self.name)
+        if not found:
+            return None
+        parts = defaultdict(dict)
+        for name, tensor in found.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        networks.load_state(network, parts["network"])
+        velocity.copy_(found["velocity"])
+        recorded |= {int(part): state for part, state in parts.items() if part.isdecimal()}
+        return int(found["step"])
+
+    def save(self, step: int, network: nn.Module, velocity: Tensor, recorded: dict[int, State]) -> None:
+        """Store all this if the last time was a minute ago."""
+        if self.store is None or time.monotonic() - self.saved < self.SECONDS:
+            return
+        states = {"network": networks.state_of(network)} | {str(step): state for step, state in recorded.items()}
+        tensors = {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
+        self.store.put_tensors(self.name, tensors | {"velocity": velocity.cpu(), "step": torch.tensor(step)}, wait=False)
+        self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        if self.store is not None:
+            self.store.remove(self.name)
+
+
+def train_all(experiment: Experiment, split: data.Split, replicates: Sequence[Start], start: int,
+              store: Store | None = None) -> list[State]:
+    """The state of each replicate at the end of the schedule, `together` side by side at a time; see `train`."""
+    size = together(experiment)
+    groups = (replicates[first:first + size] for first in range(0, len(replicates), size))
+    return [states[experiment.steps] for group in groups
+            for states in train(experiment, split, group, start, store=store)]
 
 
 class Performance(NamedTuple):
@@ -129,58 +206,59 @@ class Performance(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: Split) -> Performance:
-    """Error and loss of the network as it is, with running batch-norm statistics."""
+def evaluate(network: nn.Module, split: data.Split) -> Performance:
+    """Error and loss of the network as it is, with running batch-norm statistics.
+
+    Several processes evaluate a share of the samples each.
+    """
     network.eval()
-    with native_kernels():
-        logits = torch.cat([network(x) for x in split.x.split(1000)]).double()
-    wrong = (logits.argmax(1) != split.y).double().mean()
-    return Performance(float(wrong), float(F.cross_entropy(logits, split.y)))
+    sums = torch.zeros(2, dtype=torch.float64, device=split.device)
+    with networks.kernels(network):
+        for x, y in split.chunks(1000, processes.rank(), processes.count()):
+            logits = network(x).double()
+            sums += torch.stack([(logits.argmax(1) != y).sum(), F.cross_entropy(logits, y, reduction="sum")])
+    wrong, loss = (processes.mean(sums) * processes.count() / len(split.y)).tolist()
+    return Performance(wrong, loss)
 
 
-def _as_vector(network: nn.Module, mask: pruning.Mask) -> tuple[Tensor, Tensor]:
-    """Lay the parameters out in one vector, of which they become views, and the mask beside it.
+def _as_vectors(network: nn.Module, mask: pruning.Mask) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay the parameters and their gradients out in one vector each, of which they become views, and the mask likewise.
 
     One update of one vector costs a tenth of one update for each of some thirty small tensors.
     """
     named = dict(network.named_parameters())
     weights = torch.cat([p.detach().flatten() for p in named.values()])
+    gradient = torch.zeros_like(weights)
     alive = torch.cat([mask[n].flatten().to(p) if n in mask else torch.ones_like(p).flatten()
                        for n, p in named.items()])
-    for parameter, part in zip(named.values(), weights.split([p.numel() for p in named.values()])):
-        parameter.data = part.view_as(parameter)
-    return weights, alive
-
-
-@contextlib.contextmanager
-def native_kernels():
-    """On a CPU, convolve with torch's own kernels: for networks this small they are faster than oneDNN's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some builds warn about TF32 whenever oneDNN's flags are touched
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
+    sizes = [p.numel() for p in named.values()]
+    for parameter, value, slope in zip(named.values(), weights.split(sizes), gradient.split(sizes)):
+        parameter.data, parameter.grad = value.view_as(parameter), slope.view_as(parameter)
+    return weights, gradient, alive
 
 
 @contextlib.contextmanager
 def single_thread():
-    """One thread within, whatever the caller had: results must not depend on how many cores there are."""
+    """One thread within, in torch and in SciPy's BLAS: results must not depend on how many cores there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, "blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device a preset's `device` names; "auto" is the first GPU if there is one, else the CPU.
+    """The device a preset's `device` names; "auto" is a GPU if there is one (under torchrun,
+    each process's own), else the CPU.
 
     Raises:
         UnmaskError: no such device on this machine.
     """
     count = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
         found = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"

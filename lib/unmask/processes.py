@@ -1,0 +1,76 @@
+"""Several processes that train one network together, started by torchrun: one for each GPU, or on a CPU.
+
+Each computes its share of every batch, and all hold the same weights at all times. Without torchrun there is one
+process, and nothing here does anything. torch is imported only where there are several.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+_joined = None  # torch.distributed, once this process has joined
+
+
+def join() -> None:
+    """Join the processes that torchrun started; on a machine with GPUs each takes the one of its local rank."""
+    global _joined
+    if _joined or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    import torch
+    import torch.distributed
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    _joined = torch.distributed
+
+
+def leave() -> None:
+    """The end of working together."""
+    global _joined
+    if _joined:
+        _joined.destroy_process_group()
+        _joined = None
+
+
+def count() -> int:
+    """How many processes train together."""
+    return _joined.get_world_size() if _joined else 1
+
+
+def rank() -> int:
+    """Which of them this is; 0 is the one that writes."""
+    return _joined.get_rank() if _joined else 0
+
+
+def wait() -> None:
+    """Until all are here."""
+    if _joined:
+        _joined.barrier()
+
+
+def mean(values):
+    """The mean of a tensor over processes; gradients pass through it."""
+    return _average()(values) if _joined else values
+
+
+@functools.cache
+def _average():
+    import torch
+
+    def average(values):
+        total = values.clone()
+        _joined.all_reduce(total)
+        return total / count()
+
+    class Average(torch.autograd.Function):
+        @staticmethod
+        def forward(_, values):
+            return average(values)
+
+        @staticmethod
+        def backward(_, gradient):
+            return average(gradient)
+
+    return Average.apply
