@@ -1,10 +1,15 @@
 """Shared by the library's tests: a tiny experiment, and a store of its own for every test."""
 
+import tarfile
+from pathlib import Path
+
 import pytest
 import torch
 
 from unmask.experiments import experiment
 from unmask.store import Store
+
+ARCHIVES = Path(__file__).resolve().parents[2] / "shared/data"
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +32,15 @@ def store(tmp_path):
 def smoke_store(tmp_path_factory):
     """A store that the tests of the `smoke` preset share: what one computes the next finds."""
     return Store(tmp_path_factory.mktemp("smoke"))
+
+
+@pytest.fixture(scope="session")
+def real_images(tmp_path_factory):
+    """A folder with MNIST and a JPEG copy of CIFAR-10, unpacked from the archives beside the checkout."""
+    folder = tmp_path_factory.mktemp("images")
+    for name in ("mnist.tar.gz", "cifar10-jpeg.tar.gz"):
+        if not (ARCHIVES / name).exists():
+            pytest.skip(f"real images are tested where {ARCHIVES / name} is")
+        with tarfile.open(ARCHIVES / name) as archive:
+            archive.extractall(folder, filter="data")
+    return folder

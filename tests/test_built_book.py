@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -97,6 +98,42 @@ def test_buttons_lead_to_the_page_s_source(page):
     downloads = [link.partition("_sources/")[2] for link in links if "_sources/" in link]
     assert targets == [source(page)] * (3 if source(page).endswith(".ipynb") else 1)  # Binder, Colab; edit
     assert downloads == [source(page)]
+
+
+def counted(table):
+    """How many cases agree with each claim, and how many do not, in each column of a table of verdicts."""
+    counts = {}
+    for row in table.select("tbody tr"):
+        link = row.find("a")
+        if link is None:  # what the paper reports
+            continue
+        texts = [cell.get_text(" ", strip=True) for cell in row.select(".statistic")]
+        if row.find("span"):  # several presets side by side: "90% of 81"
+            pairs = [(text.split(" of ")[0], text.split(" of ")[1]) if " of " in text else ("0%", "0") for text in texts]
+        else:
+            pairs = [("0%" if texts[0] == "no case" else texts[0], texts[1])]
+        for column, (share, cases) in enumerate(pairs):
+            agreeing = round(float(share.rstrip("%")) / 100 * int(cases))
+            counts[link.get_text(" ", strip=True), column] = agreeing, int(cases) - agreeing
+    return counts
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if source(page).endswith(".ipynb")])
+def test_verdicts_are_those_that_are_committed_up_to_chance(page):
+    """On another processor trainings differ as over seeds, and a narrow verdict may turn. Counts that chance does not
+    explain (Fisher's exact test at one in a thousand) mean that the code computes something else."""
+    from scipy.stats import fisher_exact
+
+    built = [counted(table) for table in parsed(html_file(page)).select("table.verdicts")]
+    committed = [counted(BeautifulSoup("".join(output["data"]["text/html"]), "html.parser"))
+                 for cell in nbformat.read(ROOT / source(page), 4).cells if cell.cell_type == "code"
+                 for output in cell.outputs if "text/html" in output.get("data", {})]
+    assert built and len(built) == len(committed)
+    for ours, theirs in zip(built, committed):
+        assert list(ours) == list(theirs)
+        changed = {claim: (ours[claim], theirs[claim]) for claim in ours
+                   if fisher_exact([ours[claim], theirs[claim]]).pvalue < 0.001}
+        assert not changed
 
 
 # --- as a reader sees it

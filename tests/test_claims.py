@@ -125,6 +125,29 @@ def test_no_verdict_is_left_out_of_the_page():
     assert repr(table).count("\n") == len(table.table) - 1
 
 
+def test_the_overview_has_a_line_for_each_claim_and_a_dash_where_there_is_no_verdict():
+    one, other = claims.winning_tickets(levels(), controls(), E), claims.winning_tickets(levels(seeds=2), controls(), E)
+    other.table = other.table.iloc[:-1]
+    shown = claims.Overview({"here": one, "there": other}, "pages/")
+    page = shown._repr_html_()
+    assert page.count("<tr>") == 1 + 1 + len(one.table)  # the head, what the paper reports, the claims
+    assert page.count('class="verdict"') == 2 * len(one.table) - 1 and page.count("<td>–</td>") == 1
+    assert page.count('<a href="pages/01_winning_tickets.html#fig-') == len(one.table)
+    assert claims.REPORTED["0"] in page and claims.REPORTED["1"] not in page
+
+
+def test_every_claim_leads_to_a_figure_of_its_page():
+    import nbformat
+    from pathlib import Path
+
+    made = claims.winning_tickets(levels(), controls(), E).rows + claims.linear_connectivity(
+        levels(), segments(levels(), PAPER["bump"]), pairs(levels(), PAPER["barrier"]), controls(), E).rows
+    for row in made:
+        page = Path(__file__).parent.parent / "notebooks" / f"{claims.PAGES[row['finding']]}.ipynb"
+        names = [cell.metadata.get("mystnb", {}).get("figure", {}).get("name") for cell in nbformat.read(page, 4).cells]
+        assert row["figure"] in names
+
+
 def gap_table(retrained=0.15, seeds=6):
     stages = {"solution": 0.2, "pruned": 0.0, "rewound": 0.3, "retrained": retrained}
     return pd.DataFrame([{"seed": seed, "rewind_step": step, "level": level, "density": DENSITY[level], "stage": stage,

@@ -108,16 +108,19 @@ def test_no_file_names_a_machine_or_a_package_index():
     assert not found
 
 
-def test_nbval_forgives_statistics_and_not_verdicts():
+def test_nbval_leaves_to_the_built_book_what_chance_may_change_and_no_more():
     from nbval.plugin import get_sanitize_patterns
 
-    def seen(statistic, verdict):
-        row = f'<td class="statistic">{statistic}</td><td class="verdict">{verdict}</td>'
+    def seen(claim, statistic, verdict):
+        row = (f'<td><a href="#fig-x">{claim}</a></td><td class="statistic">{statistic}</td>'
+               f'<td class="verdict"><strong>{verdict}</strong></td>')
         for pattern, replacement in get_sanitize_patterns((ROOT / "tests/nbval_sanitize.cfg").read_text()):
             row = re.sub(pattern, replacement, row)
         return row
 
-    assert seen("0.123", "holds") == seen("0.124", "holds") != seen("0.123", "fails")
+    assert seen("it works", "90.1%", "holds") == seen("it works", "89.9%", "fails")
+    assert seen("it works", "90.1%", "holds") != seen("it does not", "90.1%", "holds")
+    assert seen("it works", "90.1%", "holds") != seen("it works", "90.1%", "is good")
 
 
 def test_no_page_has_a_place_left_open():

@@ -18,7 +18,7 @@ from .experiments import Experiment
 from .networks import State
 from .pruning import Mask
 from .store import Store
-from .train import Start, generator, learning_rate, resolve_device, train
+from .train import Performance, Start, evaluate, generator, learning_rate, resolve_device, train
 
 CONTROLS = ("random", "shuffled", "reinitialized", "one-shot")
 RETRAININGS = ("lr-rewound", "fine-tuned")  # chains like IMP's, which go on from the pruned weights without rewinding
@@ -63,6 +63,15 @@ class Runs:
     def survivors(self, level: int) -> int:
         """How many prunable weights a level keeps."""
         return pruning.survivors_at(pruning.survivors(self.dense_mask), self.experiment.prune_fraction, level)
+
+    def density(self, level: int) -> float:
+        """Which share of the prunable weights a level keeps."""
+        return self.survivors(level) / self.survivors(0)
+
+    def evaluate(self, state: State, split: str = "test") -> Performance:
+        """Error and loss of a state on the "test" or "train" split."""
+        networks.load_state(self.network, state)
+        return evaluate(self.network, getattr(self.data, split))
 
     def initial(self, seed: int) -> State:
         """The network's state at initialisation."""

@@ -16,7 +16,21 @@ from .experiments import Experiment
 from .measure import INTERPOLATED
 
 CASES_NEEDED = 5
-COLUMNS = ("finding", "claim", "statistic", "rule", "cases", "seeds", "verdict")
+COLUMNS = ("finding", "claim", "statistic", "rule", "cases", "seeds", "verdict", "figure")
+# By finding: the page that shows it, and what the paper reports.
+PAGES = {"0": "01_winning_tickets", "1": "02_linear_connectivity", "2": "03_sgd_robustness", "3": "04_pruning_limit",
+         "4": "05_role_of_retraining", "picture": "06_error_landscape"}
+REPORTED = {
+    "0": "With a late enough rewind step, IMP finds matching networks that no simpler method finds.",
+    "1": "At higher sparsities, successive levels are linearly connected if and only if they are matching.",
+    "2": "Where IMP finds matching networks, SGD is robust to perturbations of the rewind point as long as those that "
+         "pruning makes.",
+    "3": "A theory of flatness predicts how much random pruning can remove at once; magnitude pruning does somewhat "
+         "better, along flatter directions.",
+    "4": "Pruning opens a gap at zero and retraining fills it with new small weights, so that the next cut hurts less.",
+    "picture": "The next axial subspace meets the valley of the solution before where levels match; elsewhere retraining "
+               "ends in another valley.",
+}
 
 
 def with_matching(levels: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
@@ -162,16 +176,17 @@ def winning_tickets(levels: pd.DataFrame, controls: pd.DataFrame, experiment: Ex
     pruned = judged[judged.level > 0]
     late, sparse = e.rewind_steps[-1], pruned[pruned.density <= e.ticket_density]
     found = sparse[sparse.rewind_step == late].groupby("seed").matching.any()
-    rows = [_share(e, "0", f"rewound to step {late}, IMP finds a matching network that keeps at most "
+    rows = [_share(e, "0", "fig-errors", f"from the last rewind step, IMP finds a matching network that keeps at most "
                            f"{e.ticket_density:.0%} of the weights (share of seeds)", found, needed=1)]
     reached = sparse[(sparse.rewind_step == late) & sparse.matching][["seed", "level"]]
     for step in e.rewind_steps[:-1]:
-        rows.append(_share(e, "0", f"where it does, the network rewound to step {step} does not match",
+        rows.append(_share(e, "0", "fig-errors", f"where it does, the network rewound to step {step} does not match",
                            ~sparse[sparse.rewind_step == step].merge(reached).matching))
     compared = against_imp(levels, controls, e)
     for kind, words in (("random", "random masks"), ("shuffled", "layer-wise shuffled masks"),
                         ("reinitialized", "IMP masks on new weights"), ("one-shot", "one-shot masks")):
-        rows.append(_share(e, "0", f"where IMP matches with at most {e.ticket_density:.0%} of the weights, {words} "
+        rows.append(_share(e, "0", "fig-controls",
+                           f"where IMP matches with at most {e.ticket_density:.0%} of the weights, {words} "
                                    "do not", ~compared[compared.kind == kind].matching))
     return Verdicts(rows)
 
@@ -186,22 +201,25 @@ def linear_connectivity(levels: pd.DataFrame, segments: pd.DataFrame, pairs: pd.
     late = e.rewind_steps[-1]
     where = f"(at most {e.higher_sparsity:.0%} of the weights)"
     rows = [
-        _share(e, "1", f"at higher sparsities {where}, successive levels are connected if and only if the sparser one "
+        _share(e, "1", "fig-iff",
+               f"at higher sparsities {where}, successive levels are connected if and only if the sparser one "
                        "is matching", sparse.connected == sparse.matching),
-        _share(e, "1", f"at higher sparsities {where}, a matching level is connected to the one before",
+        _share(e, "1", "fig-iff", f"at higher sparsities {where}, a matching level is connected to the one before",
                sparse[sparse.matching].connected),
-        _share(e, "1", f"at higher sparsities {where}, a level connected to the one before is matching",
+        _share(e, "1", "fig-iff", f"at higher sparsities {where}, a level connected to the one before is matching",
                sparse[sparse.connected].matching)]
     if e.rewind_steps[0] == 0:
-        rows.append(_share(e, "1", "rewound to step 0, no level is connected to the next",
+        rows.append(_share(e, "1", "fig-zigzag", "rewound to step 0, no level is connected to the next",
                            ~steps[steps.rewind_step == 0].connected))
-    rows.append(_share(e, "1", f"rewound to step {late}, all matching levels form one piece: any two are connected",
+    rows.append(_share(e, "1", "fig-pairs",
+                       "from the last rewind step, all matching levels form one piece: any two are connected",
                        linked[(linked.rewind_step == late) & linked.both_matching].connected))
     compared = against_imp(levels, controls, e)
-    rows.append(_share(e, "1", "IMP's axial subspace meets the linearly connected sublevel set of the level before",
+    rows.append(_share(e, "1", "fig-mask",
+                       "IMP's axial subspace meets the linearly connected sublevel set of the level before",
                        compared[compared.kind == "imp"].in_lcs_set))
     for kind, words in (("random", "random mask"), ("shuffled", "layer-wise shuffled mask")):
-        rows.append(_share(e, "1", f"training within a {words} does not find that set",
+        rows.append(_share(e, "1", "fig-mask", f"training within a {words} does not find that set",
                            ~compared[compared.kind == kind].in_lcs_set))
     return Verdicts(rows)
 
@@ -215,17 +233,19 @@ def all_verdicts(tables: dict[str, pd.DataFrame], experiment: Experiment) -> Ver
         pruning_limit: ("levels", "predictions", "displacements", "prunings"),
         role_of_retraining: ("levels", "gaps", "next_cuts", "retraining_methods"),
         error_landscape: ("landscape", "segments", "levels")}
-    return Verdicts([row for finding, names in findings.items() if all(name in tables for name in names)
-                     for row in finding(*(tables[name] for name in names), experiment).rows])
+    optional = {"retraining_methods"}
+    return Verdicts([row for finding, names in findings.items() if set(names) - optional <= set(tables)
+                     for row in finding(*(tables.get(name) for name in names), experiment).rows])
 
 
-def _share(experiment: Experiment, finding: str, claim: str, agreeing: pd.Series, needed: int = CASES_NEEDED) -> dict:
-    """One claim about many cases: it holds if at least `experiment.agreement` of them agree."""
+def _share(experiment: Experiment, finding: str, figure: str, claim: str, agreeing: pd.Series,
+           needed: int = CASES_NEEDED) -> dict:
+    """One claim about many cases: it holds if at least `experiment.agreement` of them agree. `figure` shows them."""
     cases = len(agreeing)
     share = float(agreeing.mean()) if cases else float("nan")
     verdict = "not decidable" if cases < needed else "holds" if share >= experiment.agreement else "fails"
     return dict(zip(COLUMNS, (finding, claim, share, f"at least {experiment.agreement:.0%}", cases, experiment.seeds,
-                              verdict)))
+                              verdict, figure)))
 
 
 class Verdicts:
@@ -235,23 +255,68 @@ class Verdicts:
         self.rows, self.table = rows, pd.DataFrame(rows, columns=list(COLUMNS))
 
     def _repr_html_(self) -> str:
-        # Statistic and number of cases carry a class: they may differ in the last digits from machine to machine,
-        # and the comparison of committed with fresh verdicts leaves them out.
-        names = ("finding", "claim", "measured", "rule", "cases", "seeds", "verdict")
-        head = f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
-        body = "\n".join(
-            f'<tr><td>{row.finding}</td><td>{html.escape(row.claim)}</td>'
-            f'<td class="statistic">{_percent(row.statistic)}</td><td>{row.rule}</td>'
-            f'<td class="statistic">{row.cases}</td><td>{row.seeds}</td>'
-            f'<td class="verdict"><strong>{row.verdict}</strong></td></tr>' for row in self.table.itertuples())
-        return f'<table class="table verdicts">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+        # What may differ from machine to machine carries a class of its own: the comparison of committed with fresh
+        # verdicts allows for chance there, and for nothing elsewhere.
+        names = ("finding", "claim", "agreeing", "cases", "seeds", "verdict")
+        rows = [f"<td>{row.finding}</td><td>{_link(row, '')}</td>{_measured(row)}<td>{row.seeds}</td>"
+                f'<td class="verdict"><strong>{row.verdict}</strong></td>' for row in self.table.itertuples()]
+        return _html(names, rows)
 
     def __repr__(self) -> str:
         return "\n".join(f"{row.verdict:>13}: {row.claim}" for row in self.table.itertuples())
 
 
-def _percent(share: float) -> str:
-    return "no case" if share != share else f"{share:.1%}"
+class Overview:
+    """The verdicts of several presets side by side, beside what the paper reports; a claim leads to its figure.
+
+    Args:
+        verdicts: by the preset's name.
+        pages: the folder of the pages with the figures, seen from the page that shows this.
+    """
+
+    def __init__(self, verdicts: dict[str, Verdicts], pages: str = "../notebooks/"):
+        self.presets, self.pages = list(verdicts), pages
+        parts = [shown.table.assign(preset=preset) for preset, shown in verdicts.items()]
+        self.table = pd.concat(parts, ignore_index=True)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for finding, reported in REPORTED.items():
+            here = self.table[self.table.finding == finding]
+            if len(here):
+                rows.append(f'<th colspan="{len(self.presets) + 1}">{"Finding " if finding.isdigit() else "The "}{finding}. '
+                            f"The paper reports: <em>{html.escape(reported)}</em></th>")
+            for claim, group in here.groupby("claim", sort=False):
+                by_preset = group.set_index("preset")
+                cells = [self._cell(by_preset.loc[preset]) if preset in by_preset.index else "<td>–</td>"
+                         for preset in self.presets]
+                rows.append(f"<td>{_link(group.iloc[0], self.pages)}</td>{''.join(cells)}")
+        return _html(("claim", *self.presets), rows)
+
+    @staticmethod
+    def _cell(row) -> str:
+        share = "no case" if row.cases == 0 else f"{row.statistic:.0%} of {row.cases}"
+        return (f'<td><span class="verdict"><strong>{row.verdict}</strong></span><br>'
+                f'<span class="statistic">{share}</span></td>')
+
+    def __repr__(self) -> str:
+        return repr(self.table.set_index(["claim", "preset"]).verdict.unstack())
+
+
+def _html(names: tuple[str, ...], rows: list[str]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<table class="table verdicts">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+
+
+def _link(row, pages: str) -> str:
+    page = f"{pages}{PAGES[row.finding]}.html" if pages else ""
+    return f'<a href="{page}#{row.figure}">{html.escape(row.claim)}</a>'
+
+
+def _measured(row) -> str:
+    return (f'<td class="statistic">{"no case" if row.cases == 0 else f"{row.statistic:.1%}"}</td>'
+            f'<td class="statistic">{row.cases}</td>')
 
 
 # Finding 2
@@ -311,13 +376,17 @@ def sgd_robustness(levels: pd.DataFrame, perturbations: pd.DataFrame, experiment
     """Finding 2: SGD is robust to perturbations as long as those that pruning makes, where IMP works."""
     e, table = experiment, at_step_length(levels, perturbations, experiment)
     return Verdicts([
-        _share(e, "2", "networks moved apart by d_L along random directions train to connected ones if and only if "
+        _share(e, "2", "fig-perturbed",
+               "networks moved apart by d_L along random directions train to connected ones if and only if "
                        "IMP's next level is matching", table.random_connected == table.matching),
-        _share(e, "2", "where IMP's next level is matching, they do", table[table.matching].random_connected),
-        _share(e, "2", "where it is not, they do not", ~table[~table.matching].random_connected),
-        _share(e, "2", "stability at d_L is stronger than stability to the noise of SGD: where there is the one, there "
+        _share(e, "2", "fig-perturbed",
+               "where IMP's next level is matching, they do", table[table.matching].random_connected),
+        _share(e, "2", "fig-perturbed", "where it is not, they do not", ~table[~table.matching].random_connected),
+        _share(e, "2", "fig-perturbed",
+               "stability at d_L is stronger than stability to the noise of SGD: where there is the one, there "
                        "is the other", table[table.random_connected].noise_connected),
-        _share(e, "2", "the same perturbation along IMP's direction leaves networks connected if and only if IMP's "
+        _share(e, "2", "fig-perturbed",
+               "the same perturbation along IMP's direction leaves networks connected if and only if IMP's "
                        "next level is matching", table.imp_connected == table.matching)])
 
 
@@ -437,19 +506,23 @@ def pruning_limit(levels: pd.DataFrame, predictions: pd.DataFrame, displacements
     theory = table[(table.criterion == "random subspace") & (table["mask"] == "magnitude")]
     theory = theory.set_index(["seed", "level"]).predicted.reindex(goal.index)
     return Verdicts([
-        _share(e, "3", f"the maximum ratio for random pruning is {within} by the theory of random subspaces",
+        _share(e, "3", "fig-limits",
+               f"the maximum ratio for random pruning is {within} by the theory of random subspaces",
                where("random subspace", "random")),
-        _share(e, "3", "magnitude pruning does better: its measured maximum is above that of random pruning",
+        _share(e, "3", "fig-limits",
+               "magnitude pruning does better: its measured maximum is above that of random pruning",
                retrained.magnitude > retrained.random),
-        _share(e, "3", "magnitude pruning moves along flatter directions than random pruning",
+        _share(e, "3", "fig-ways", "magnitude pruning moves along flatter directions than random pruning",
                flatness(displacements).flatter),
-        _share(e, "3", "no one-shot pruning gets to the sparsest matching level of IMP (measured)",
+        _share(e, "3", "fig-sweep", "no one-shot pruning gets to the sparsest matching level of IMP (measured)",
                (retrained.magnitude < goal)[asked]),
-        _share(e, "3", "no one-shot pruning gets to the sparsest matching level of IMP (theory)",
+        _share(e, "3", "fig-sweep", "no one-shot pruning gets to the sparsest matching level of IMP (theory)",
                (theory < goal)[asked]),
-        _share(e, "3", f"beyond the paper: the maximum for random pruning is {within} by the exact quadratic",
+        _share(e, "3", "fig-limits",
+               f"beyond the paper: the maximum for random pruning is {within} by the exact quadratic",
                where("exact quadratic", "random")),
-        _share(e, "3", f"beyond the paper: the maximum for magnitude pruning is {within} by the exact quadratic",
+        _share(e, "3", "fig-limits",
+               f"beyond the paper: the maximum for magnitude pruning is {within} by the exact quadratic",
                where("exact quadratic", "magnitude"))])
 
 
@@ -515,30 +588,36 @@ def retraining_in_numbers(levels: pd.DataFrame, gaps: pd.DataFrame, refill: pd.D
         for kind in course}
 
 
-def role_of_retraining(levels: pd.DataFrame, gaps: pd.DataFrame, cuts: pd.DataFrame, methods: pd.DataFrame,
+def role_of_retraining(levels: pd.DataFrame, gaps: pd.DataFrame, cuts: pd.DataFrame, methods: pd.DataFrame | None,
                        experiment: Experiment) -> Verdicts:
-    """Finding 4: retraining makes new small weights to prune."""
+    """Finding 4: retraining makes new small weights to prune. Without `methods`, what needs no other chains than IMP's."""
     e = experiment
     stages = {stage: part for stage, part in with_refilled(gaps, e).groupby("stage")}
-    compared, pairs = cuts_compared(cuts), methods_compared(levels, methods, e)
+    compared = cuts_compared(cuts)
+    filled = (f"at least {e.gap_refilled * e.prune_fraction:.0%} of the survivors are below the old threshold, where "
+              f"{e.prune_fraction:.0%} were before the cut")
+    rows = [
+        _share(e, "4", "fig-magnitudes", "pruning opens a gap: no survivor is below the threshold",
+               stages["pruned"].below == 0),
+        _share(e, "4", "fig-gap", f"retraining fills the gap: {filled}", stages["retrained"].refilled),
+        _share(e, "4", "fig-cuts", "the next cut removes a shorter vector with retraining before it than without",
+               compared.length_retrained < compared.length_continued),
+        _share(e, "4", "fig-cuts", "the error after the next cut is lower with retraining before it than without",
+               compared.test_error_retrained < compared.test_error_continued)]
+    if methods is None:
+        return Verdicts(rows)
+    pairs = methods_compared(levels, methods, e)
     sparse = pairs[pairs.index.get_level_values("density") <= e.ticket_density]
     sparse = sparse[sparse["matching"]["imp"].astype(bool)]
     where = f"where weight rewinding matches with at most {e.ticket_density:.0%} of the weights"
-    filled = (f"at least {e.gap_refilled * e.prune_fraction:.0%} of the survivors are below the old threshold, where "
-              f"{e.prune_fraction:.0%} were before the cut")
-    return Verdicts([
-        _share(e, "4", "pruning opens a gap: no survivor is below the threshold", stages["pruned"].below == 0),
-        _share(e, "4", f"retraining fills the gap: {filled}", stages["retrained"].refilled),
-        _share(e, "4", "the next cut removes a shorter vector with retraining before it than without",
-               compared.length_retrained < compared.length_continued),
-        _share(e, "4", "the error after the next cut is lower with retraining before it than without",
-               compared.test_error_retrained < compared.test_error_continued),
-        _share(e, "4", "learning-rate rewinding fills the gap as well", pairs["refilled"]["lr-rewound"]),
-        _share(e, "4", "fine-tuning fills less of the gap than weight rewinding",
+    return Verdicts(rows + [
+        _share(e, "4", "fig-gap", "learning-rate rewinding fills the gap as well", pairs["refilled"]["lr-rewound"]),
+        _share(e, "4", "fig-gap", "fine-tuning fills less of the gap than weight rewinding",
                pairs["below"]["fine-tuned"] < pairs["below"]["imp"]),
-        _share(e, "4", f"{where}, learning-rate rewinding does as well", sparse["matching"]["lr-rewound"]),
-        _share(e, "4", f"{where}, fine-tuning does not", ~sparse["matching"]["fine-tuned"].astype(bool)),
-    ])
+        _share(e, "4", "fig-methods",
+               f"{where}, learning-rate rewinding does as well", sparse["matching"]["lr-rewound"]),
+        _share(e, "4", "fig-methods",
+               f"{where}, fine-tuning does not", ~sparse["matching"]["fine-tuned"].astype(bool))])
 
 
 def plane_barriers(landscape: pd.DataFrame, segments: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment,
@@ -581,13 +660,13 @@ def error_landscape(landscape: pd.DataFrame, segments: pd.DataFrame, levels: pd.
     e = experiment
     pairs = plane_barriers(landscape, segments, levels, e)
     first, last = (pairs[pairs.rewind_step == step] for step in (e.rewind_steps[0], e.rewind_steps[-1]))
-    names = [f"from level {int(pairs.level.iloc[0])} to {int(pairs.next_level.iloc[0])}, rewound to step {step}"
-             for step in (e.rewind_steps[0], e.rewind_steps[-1])]
     rows = [
-        _share(e, "picture", f"{names[1]}: the pair matches, and the plane has no hill between its networks",
+        _share(e, "picture", "fig-solutions",
+               "from the last rewind step, the pictured pair matches, and the plane has no hill between its networks",
                last.matching & last.connected, needed=1),
-        _share(e, "picture", f"{names[0]}: the pair does not match, and the plane has a hill between its networks",
+        _share(e, "picture", "fig-solutions",
+               "from the first rewind step, the pictured pair does not match, and the plane has a hill between its networks",
                ~first.matching & ~first.connected, needed=1),
-        _share(e, "picture", "planes and segments agree on which pairs are connected",
+        _share(e, "picture", "fig-solutions", "planes and segments agree on which pairs are connected",
                pairs.connected == pairs.connected_table, needed=1)]
     return Verdicts([row | {"seeds": 1} for row in rows])

@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
                          help="change a field of the preset; lists as 0,50,100")
     command.add_argument("--jobs", type=int, metavar="N", help="processes to use (default: one for each core)")
+    command.add_argument("--tables", type=lambda text: text.split(","), metavar="NAME,...",
+                         help="only what these tables need (default: all of them)")
     command.add_argument("--publish", action="store_true", help="also write the tables, with provenance, to results/")
     command.set_defaults(command=_run)
 
@@ -84,14 +86,15 @@ def _run(options) -> None:
     from .store import Store
 
     store = Store()
-    measure.compute(chosen, store, options.jobs)
+    measure.compute(chosen, store, options.jobs, tuple(options.tables or measure.TABLES))
     if processes.rank() > 0:
         return
-    print(f"unmask: everything for {chosen.preset} (identity {chosen.id}) is in {store.root}")
+    what = "everything" if options.tables is None else "what was asked"
+    print(f"unmask: {what} for {chosen.preset} (identity {chosen.id}) is in {store.root}")
     if options.publish:
         from .results import publish
 
-        print(f"unmask: published to {publish(chosen, store, options.jobs)}")
+        print(f"unmask: published to {publish(chosen, store)}")
 
 
 def _execute(options) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from . import networks, pruning
+from . import pruning
 from .barriers import grid, interpolate
 from .chains import Runs
 from .curvature import surviving
@@ -22,7 +22,6 @@ from .errors import UnmaskError
 from .experiments import Experiment
 from .networks import State
 from .pruning import Mask
-from .train import evaluate
 
 SOLUTIONS, REWIND_POINTS = PLANES = ("solutions", "rewind points")
 MARGIN = 0.4  # around the three points, as a share of the longer side of their bounding box
@@ -161,8 +160,7 @@ def landscape(runs: Runs, seed: int, rewind_step: int, kind: str) -> pd.DataFram
                       for i in (0, 1))
     rows += [{"what": "grid", "x": x, "y": y} for y in lines for x in columns]
     for row in rows:
-        networks.load_state(runs.network, surface.state(row["x"], row["y"]))
-        row["test_error"] = evaluate(runs.network, runs.data.test).error
+        row["test_error"] = runs.evaluate(surface.state(row["x"], row["y"])).error
     table = pd.DataFrame(rows, columns=["what", "t", "x", "y", "test_error"])
     table.insert(0, "next_level", level + 1)
     table.insert(0, "level", level)

@@ -42,10 +42,7 @@ def removal_order(kind: str, weights: np.ndarray, *names) -> np.ndarray:
 
 def without(mask: Mask, order: np.ndarray, removed: int) -> Mask:
     """The mask without the first `removed` survivors of an order, counted as in `curvature.surviving`."""
-    kept = torch.cat([part.flatten() for part in mask.values()])
-    kept[kept.nonzero().squeeze(1)[torch.from_numpy(order[:removed].copy())]] = False
-    parts = kept.split([part.numel() for part in mask.values()])
-    return {name: part.view_as(mask[name]) for name, part in zip(mask, parts)}
+    return pruning.without(mask, torch.from_numpy(order[:removed].copy()))
 
 
 class Solution:

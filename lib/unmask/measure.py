@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from . import data, landscape, limits, networks, parallel, perturbations, retraining
+from . import data, landscape, limits, parallel, perturbations, retraining
 from .barriers import barrier, grid, interpolate, segment
 from .chains import CHAINS, CONTROLS, RETRAININGS, Place, Runs
 from .errors import UnmaskError
 from .experiments import Experiment
 from .store import TABLE, TENSORS, Store
-from .train import evaluate, single_thread, together
+from .train import single_thread, together
 
 INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
 
@@ -28,12 +28,10 @@ def levels(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
     """Error at every level of one chain. Columns: level, density, survivors, test_error, train_error, train_loss."""
     rows = []
     for level in range(runs.experiment.levels + 1):
-        networks.load_state(runs.network, runs.level(seed, rewind_step, level).state)
-        train = evaluate(runs.network, runs.data.train)
-        rows.append({
-            "level": level, "density": runs.survivors(level) / runs.survivors(0), "survivors": runs.survivors(level),
-            "test_error": evaluate(runs.network, runs.data.test).error,
-            "train_error": train.error, "train_loss": train.loss})
+        state = runs.level(seed, rewind_step, level).state
+        train = runs.evaluate(state, "train")
+        rows.append({"level": level, "density": runs.density(level), "survivors": runs.survivors(level),
+                     "test_error": runs.evaluate(state).error, "train_error": train.error, "train_loss": train.loss})
     return pd.DataFrame(rows)
 
 
@@ -56,15 +54,10 @@ def segments(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
 def pairs(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
     """Test-error barrier at the midpoint between every two levels of one chain. Columns: level, other, barrier."""
     states = [runs.level(seed, rewind_step, level).state for level in range(runs.experiment.levels + 1)]
-
-    def error(state):
-        networks.load_state(runs.network, state)
-        return evaluate(runs.network, runs.data.test).error
-
-    ends = [error(state) for state in states]
+    ends = [runs.evaluate(state).error for state in states]
     rows = []
     for level, other in combinations(range(len(states)), 2):
-        middle = error(interpolate(states[level], states[other], 0.5))
+        middle = runs.evaluate(interpolate(states[level], states[other], 0.5)).error
         path = pd.DataFrame({"t": (0.0, 0.5, 1.0), "test_error": (ends[level], middle, ends[other])})
         rows.append({"level": level, "other": other, "barrier": barrier(path)})
     return pd.DataFrame(rows)
@@ -85,9 +78,8 @@ def controls(runs: Runs, seed: int) -> pd.DataFrame:
         for kind, ticket in tickets.items():
             path = segment(runs.network, previous, ticket.state, grid(e.barrier_points), runs.data,
                            ("test_error",))
-            networks.load_state(runs.network, ticket.state)
-            train = evaluate(runs.network, runs.data.train)
-            rows.append({"kind": kind, "level": level, "density": runs.survivors(level) / runs.survivors(0),
+            train = runs.evaluate(ticket.state, "train")
+            rows.append({"kind": kind, "level": level, "density": runs.density(level),
                          "test_error": path["test_error"].iloc[-1], "train_error": train.error,
                          "train_loss": train.loss, "previous_error": path["test_error"].iloc[0],
                          "barrier": barrier(path)})
@@ -159,8 +151,7 @@ def table(name: str, experiment: Experiment, store: Store | None = None, jobs: i
     Raises:
         UnmaskError: bad input, found before any computing.
     """
-    if name not in TABLES:
-        raise UnmaskError(f"table={name!r}: must be one of {', '.join(TABLES)}")
+    _check_table(name)
     store = store or Store()
     runs = Runs(experiment, store)
     compute(experiment, store, jobs, tables=(name,))
@@ -174,6 +165,18 @@ def all_tables(experiment: Experiment, store: Store | None = None, jobs: int | N
     return {name: table(name, experiment, store, jobs) for name in TABLES}
 
 
+def _check_table(name: str) -> None:
+    if name not in TABLES:
+        raise UnmaskError(f"table={name!r}: must be one of {', '.join(TABLES)}")
+
+
+def complete(experiment: Experiment, store: Store) -> list[str]:
+    """The tables of the experiment that are in the store with all their parts."""
+    runs = Runs(experiment, store)
+    return [name for name in TABLES
+            if all(_part_name(runs, name, keys) + TABLE in store for keys in _all_keys(experiment, name))]
+
+
 def compute(experiment: Experiment, store: Store, jobs: int | None = None, tables: tuple[str, ...] = tuple(TABLES),
             ) -> None:
     """Everything the named tables need: trainings first, then measurements, each in parallel.
@@ -182,6 +185,8 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
         UnmaskError: bad input, found before any computing.
     """
     jobs = parallel.check_jobs(jobs)
+    for name in tables:
+        _check_table(name)
     runs = Runs(experiment, store)
     waves = plan(runs, tables, jobs)
     names = [name for wave in waves for task in wave for name, _ in task.outputs]

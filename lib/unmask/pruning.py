@@ -83,12 +83,17 @@ def shuffle_layerwise(mask: Mask, generator: torch.Generator) -> Mask:
             for name, kept in mask.items()}
 
 
-def _prune_lowest(scores: Tensor, mask: Mask, keep: int) -> Mask:
+def without(mask: Mask, removed: Tensor) -> Mask:
+    """The mask without some of its survivors, given by their numbers in the network's order."""
     kept = torch.cat([kept.flatten() for kept in mask.values()])
-    count = int(kept.sum())
-    if not 0 < keep <= count:
-        raise UnmaskError(f"keep={keep}: must be between 1 and the {count} surviving weights")
-    alive = kept.nonzero().squeeze(1)
-    kept[alive[scores[alive].argsort(stable=True)[:count - keep]]] = False
+    kept[kept.nonzero().squeeze(1)[removed]] = False
     parts = kept.split([part.numel() for part in mask.values()])
     return {name: part.view_as(mask[name]) for name, part in zip(mask, parts)}
+
+
+def _prune_lowest(scores: Tensor, mask: Mask, keep: int) -> Mask:
+    count = survivors(mask)
+    if not 0 < keep <= count:
+        raise UnmaskError(f"keep={keep}: must be between 1 and the {count} surviving weights")
+    alive = torch.cat([kept.flatten() for kept in mask.values()])
+    return without(mask, scores[alive].argsort(stable=True)[:count - keep])

@@ -13,24 +13,30 @@ import pandas as pd
 from . import measure
 from .chains import Runs
 from .errors import UnmaskError
-from .experiments import Experiment, experiment
+from .experiments import PRESETS, Experiment, experiment
 from .store import Store, reading_csv, write_atomically
 
 FOLDER = Path(__file__).resolve().parents[2] / "results"
 
 
-def publish(chosen: Experiment, store: Store, jobs: int | None = None, folder: Path = FOLDER) -> Path:
-    """Write every table of the experiment to `folder/PRESET`, with where it came from; what is missing is computed.
+def publish(chosen: Experiment, store: Store, folder: Path = FOLDER) -> Path:
+    """Write the tables of the experiment that are whole in the store to `folder/PRESET`, with where they came from.
+
+    Other tables that an earlier call wrote there are removed.
 
     Raises:
-        UnmaskError: an experiment that is not a preset as it stands, or a folder that cannot be written.
+        UnmaskError: an experiment that is not a preset as it stands, nothing to publish, or a folder that cannot be
+            written.
     """
     import torch
 
     if chosen != experiment(chosen.preset):
         raise UnmaskError(f"publish: only presets as they are can be published, and {chosen.preset} was changed")
-    tables = measure.all_tables(chosen, store, jobs)
-    waves = measure.plan(Runs(chosen, store), measure.TABLES, jobs=1)
+    names = measure.complete(chosen, store)
+    if not names:
+        raise UnmaskError(f"publish: no table of {chosen.preset} is whole in {store.root}")
+    tables = {name: measure.table(name, chosen, store, jobs=1) for name in names}
+    waves = measure.plan(Runs(chosen, store), names, jobs=1)
     entries = [store.provenance(name) for wave in waves for task in wave for name, _ in task.outputs]
     provenance = {
         "experiment": dataclasses.asdict(chosen), "identity": chosen.id, "published from commit": _commit(),
@@ -41,6 +47,8 @@ def publish(chosen: Experiment, store: Store, jobs: int | None = None, folder: P
     target = folder / chosen.preset
     try:
         target.mkdir(parents=True, exist_ok=True)
+        for old in set(target.glob("*.csv")) - {target / f"{name}.csv" for name in names}:
+            old.unlink()
         for name, table in tables.items():
             write_atomically(target / f"{name}.csv", table.to_csv(index=False, lineterminator="\n").encode())
         write_atomically(target / "provenance.json", (json.dumps(provenance, indent=1) + "\n").encode())
@@ -62,6 +70,23 @@ def published(preset: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str,
     fields = {name: value for name, value in provenance["experiment"].items() if name != "preset"}
     tables = {path.stem: reading_csv(path) for path in sorted(source.glob("*.csv"))}
     return experiment(preset, **fields), tables, provenance
+
+
+def names(folder: Path = FOLDER) -> list[str]:
+    """The presets that have published results, in the order of the presets."""
+    return [name for name in PRESETS if (folder / name / "provenance.json").exists()]
+
+
+def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: dict) -> dict[str, float | str]:
+    """What the prose about published results quotes, by name; errors in percent."""
+    levels = tables["levels"]
+    return {
+        "setting": {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}.get(chosen.network, chosen.network),
+        "data": {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(chosen.dataset, chosen.folder or chosen.dataset),
+        "seeds": float(chosen.seeds), "agreement": 100 * chosen.agreement, "epsilon": 100 * chosen.epsilon,
+        "lmc_threshold": 100 * chosen.lmc_threshold, "weights": float(levels.survivors.max()),
+        "core_hours": provenance["core_seconds"] / 3600, "computed": provenance["computed"],
+        "processor": provenance["processor"], "commit": provenance["published from commit"]}
 
 
 def versions() -> dict[str, str]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from . import networks, pruning
+from . import pruning
 from .barriers import barrier, grid, segment
 from .chains import CHAINS, Place, Runs
 from .curvature import surviving
 from .networks import State
 from .pruning import Mask
-from .train import evaluate, train
+from .train import train
 
 SOLUTION, PRUNED, REWOUND, RETRAINED = STAGES = ("solution", "pruned", "rewound", "retrained")
 RETRAINED_CUT, CONTINUED_CUT, ONE_SHOT_CUT = CUTS = ("retrained", "continued", "one-shot")
@@ -71,7 +71,7 @@ def gaps(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
     rows = []
     for level in range(1, runs.experiment.levels + 1):
         ways, limit = stages(runs, seed, rewind_step, level)
-        rows += [{"level": level, "density": _density(runs, level), "stage": stage,
+        rows += [{"level": level, "density": runs.density(level), "stage": stage,
                   "below": share_below(state, mask, limit)} for stage, (state, mask) in ways.items()]
     return pd.DataFrame(rows)
 
@@ -119,11 +119,10 @@ def next_cuts(runs: Runs, seed: int) -> pd.DataFrame:
             state, mask = tickets[source]
             wider = pruning.prune_magnitude(state, mask, runs.survivors(level - 1))
             mask = pruning.prune_magnitude(state, wider, runs.survivors(level))
-            networks.load_state(runs.network, pruning.apply(mask, state))
-            rows.append({"level": level, "density": _density(runs, level), "cut": cut,
-                         "length": removed_length(state, wider, mask),
-                         "test_error": evaluate(runs.network, runs.data.test).error,
-                         "train_loss": evaluate(runs.network, runs.data.train).loss})
+            left = pruning.apply(mask, state)
+            rows.append({"level": level, "density": runs.density(level), "cut": cut,
+                         "length": removed_length(state, wider, mask), "test_error": runs.evaluate(left).error,
+                         "train_loss": runs.evaluate(left, "train").loss})
     return pd.DataFrame(rows)
 
 
@@ -147,15 +146,10 @@ def retraining_methods(runs: Runs, seed: int) -> pd.DataFrame:
                                           for reached in (level - 1, level)])
             path = segment(runs.network, before.state, after.state, grid(e.barrier_points), runs.data,
                            ("test_error",))
-            networks.load_state(runs.network, pruning.apply(after.mask, before.state))
             limit = threshold(before.state, after.mask)
-            rows.append({"kind": kind, "level": level, "density": _density(runs, level),
+            rows.append({"kind": kind, "level": level, "density": runs.density(level),
                          "previous_error": path["test_error"].iloc[0],
-                         "cut_error": evaluate(runs.network, runs.data.test).error,
+                         "cut_error": runs.evaluate(pruning.apply(after.mask, before.state)).error,
                          "test_error": path["test_error"].iloc[-1], "barrier": barrier(path),
                          "below": share_below(after.state, after.mask, limit)})
     return pd.DataFrame(rows)
-
-
-def _density(runs: Runs, level: int) -> float:
-    return runs.survivors(level) / runs.survivors(0)

@@ -119,7 +119,7 @@ def train(experiment: Experiment, split: data.Split, replicates: Sequence[Start]
     networks.load_state(network, networks.stack([pruning.apply(r.mask, r.state) for r in replicates]))
     weights, gradient, alive = _as_vectors(network, networks.stack([r.mask for r in replicates]))
     velocity = torch.zeros_like(weights)
-    logits_of = network if processes.count() == 1 else DistributedDataParallel(network, broadcast_buffers=False)
+    logits_of = network if processes.count() == 1 else DistributedDataParallel(network)
     unfinished = Unfinished(store, e, replicates, start, snapshots, lr)
     recorded = {start: networks.state_of(network)}
     begin = unfinished.load(network, velocity, recorded) or start
