@@ -1,6 +1,7 @@
 # make book     compute everything, build the book
 # make test     unit tests, then every notebook, then the built book
 # make publish  make book, then refresh the outputs and the figure that are committed
+# make bench    how fast it is, beside the textbook loop and what the machine can do
 # make clean    remove what was built (not what was computed, nor .venv)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ INSTALLED = .venv/.installed
 export OMP_NUM_THREADS = 1
 PYTEST = $(BIN)/pytest -q -n auto --maxprocesses 4
 
-.PHONY: book test publish clean
+.PHONY: book test publish bench clean
 
 book: $(INSTALLED)
 	$(BIN)/python book/build.py
@@ -28,6 +29,9 @@ test: $(INSTALLED)
 	    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks book
 	$(BIN)/python book/build.py
 	$(PYTEST) tests/test_built_book.py
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/bench.py $(BENCH)
 
 clean:
 	rm -rf build

@@ -128,6 +128,22 @@ def test_seeds_levels_and_rewind_steps_extend_a_store(runs, monkeypatch):
     assert len(trained) == (1 + 2 * 4) + 2 * 2 * 1
 
 
+def test_the_steps_that_an_empty_store_costs_are_counted_right(tiny, store, monkeypatch):
+    from unmask import retraining, train as training
+
+    taken = []
+
+    def counting(e, split, starts, start=0, *args, **kwargs):
+        states = train(e, split, starts, start, *args, **kwargs)
+        taken.append(len(starts) * (max(states[0]) - start))
+        return states
+
+    for module in (chains, retraining, training):
+        monkeypatch.setattr(module, "train", counting)
+    measure.compute(tiny, store, 1)
+    assert sum(taken) == sum(measure.training_steps(tiny).values())
+
+
 def test_unknown_places_in_the_chain_are_refused(runs):
     for call, said in ((lambda: runs.level(0, 7, 1), "rewind_step=7: the experiment has \\[0, 5\\]"),
                        (lambda: runs.level(0, 5, 4), "level=4: the experiment has levels 0 to 3"),

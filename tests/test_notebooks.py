@@ -21,9 +21,10 @@ def in_smoke_store(smoke_store, monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem != "scale"], ids=lambda path: path.stem)
 def test_notebook_runs_on_smoke_and_ends_in_its_verdicts(notebook, tmp_path):
-    assert main(["execute", str(notebook), "-p", "preset", "smoke", "--output", str(tmp_path)]) == 0
+    preset = [] if notebook.stem == "07_larger_networks" else ["-p", "preset", "smoke"]  # that one shows what is published
+    assert main(["execute", str(notebook), *preset, "--output", str(tmp_path)]) == 0
     cells = nbformat.read(tmp_path / notebook.name, 4).cells
     checked = [cell for cell in cells if "nbval-check-output" in cell.metadata.get("tags", [])]
     assert checked[-1] is cells[-1]

@@ -35,7 +35,12 @@ def test_errors_come_back_from_workers(store):
 def test_everything_stored_means_no_process_is_started(store, monkeypatch):
     store.table("t", lambda: pd.DataFrame({"x": [1]}))
     monkeypatch.setattr("joblib.Parallel", lambda **_: pytest.fail("started"))
-    parallel.run([[Task("m:f", (), (("t.csv", "t"),))]], experiment("smoke"), store)
+    parallel.run([[Task("m:f", (), (("t.csv", "t"),))]], experiment("smoke"), store, jobs=2)
+
+
+def test_by_default_there_is_a_process_for_each_core_but_one_for_a_gpu():
+    assert parallel.check_jobs(None) == parallel.check_jobs(None, "cpu") >= 1
+    assert parallel.check_jobs(None, "cuda") == 1 and parallel.check_jobs(3, "cuda") == 3
 
 
 def test_a_killed_worker_is_said_in_one_line(store, monkeypatch):

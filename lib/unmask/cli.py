@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("preset", metavar="PRESET")
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
                          help="change a field of the preset; lists as 0,50,100")
-    command.add_argument("--jobs", type=int, metavar="N", help="processes to use (default: one for each core)")
+    command.add_argument("--jobs", type=int, metavar="N", help="processes to use (default: one for each core; on a GPU, one)")
     command.add_argument("--tables", type=lambda text: text.split(","), metavar="NAME,...",
                          help="only what these tables need (default: all of them)")
     command.add_argument("--publish", action="store_true", help="also write the tables, with provenance, to results/")

@@ -146,7 +146,7 @@ def table(name: str, experiment: Experiment, store: Store | None = None, jobs: i
     Args:
         name: one of `TABLES`.
         store: where results are kept; by default, see `store.default_root`.
-        jobs: processes to use; by default, the number of cores. The table does not depend on it.
+        jobs: processes to use; by default, the number of cores, or one on a GPU. The table does not depend on it.
 
     Raises:
         UnmaskError: bad input, found before any computing.
@@ -184,10 +184,11 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
     Raises:
         UnmaskError: bad input, found before any computing.
     """
-    jobs = parallel.check_jobs(jobs)
     for name in tables:
         _check_table(name)
+    parallel.check_jobs(jobs)
     runs = Runs(experiment, store)
+    jobs = parallel.check_jobs(jobs, runs.device.type)
     waves = plan(runs, tables, jobs)
     names = [name for wave in waves for task in wave for name, _ in task.outputs]
     store.drop_damaged(names)  # before anything is built on it
@@ -195,6 +196,20 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
         return
     data.load(experiment, store)  # generated once, before there are several processes to do it
     parallel.run(waves, experiment, store, jobs)
+
+
+def training_steps(e: Experiment) -> dict[str, int]:
+    """How many training steps of one network an empty store costs, by what they are for."""
+    late = e.steps - e.rewind_steps[-1]
+    chains = sum(e.levels * (e.steps - step) for step in e.rewind_steps)
+    controls = len(e.control_levels) * ((len(CONTROLS) - 1) * late + e.steps)  # one of them trains from step 0
+    pairs = sum((2 * len(e.perturbation_lengths) + 1 - (level > 0)) * (e.steps - step)
+                for step in e.rewind_steps for level in e.probe_levels)
+    methods = len(RETRAININGS) * e.levels * late
+    courses = len(CHAINS) * len(e.control_levels) * late
+    return {"Findings 0 and 1": e.seeds * (e.steps + chains + controls), "Finding 2": e.seeds * pairs,
+            "Finding 3": e.seeds * len(e.limit_levels) * len(limits.MASKS) * len(e.prune_ratios) * late,
+            "Finding 4": e.seeds * (methods + courses)}
 
 
 def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Task]]:

@@ -27,8 +27,8 @@ class Task(NamedTuple):
     outputs: tuple[tuple[str, str], ...]  # name in the store, what to call it in the progress line
 
 
-def check_jobs(jobs: int | None) -> int:
-    """`jobs`, or as many as this process may use cores.
+def check_jobs(jobs: int | None, device: str = "cpu") -> int:
+    """`jobs`; by default as many as this process may use cores, or one where they would share a GPU ("cuda").
 
     Raises:
         UnmaskError: it is not a whole number of 1 or more.
@@ -36,13 +36,13 @@ def check_jobs(jobs: int | None) -> int:
     import joblib
 
     if jobs is None:
-        return joblib.cpu_count()
+        return 1 if device == "cuda" else joblib.cpu_count()
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise UnmaskError(f"jobs={jobs!r}: must be a whole number, 1 or more")
     return jobs
 
 
-def run(waves: Sequence[Sequence[Task]], experiment: Experiment, store: Store, jobs: int | None = None) -> None:
+def run(waves: Sequence[Sequence[Task]], experiment: Experiment, store: Store, jobs: int) -> None:
     """Do all tasks whose outputs are not all in the store, wave after wave, `jobs` at a time, one thread each.
 
     Processes that torchrun started do them one by one instead, each together.
@@ -59,7 +59,6 @@ def run(waves: Sequence[Sequence[Task]], experiment: Experiment, store: Store, j
                 if not all(name in store for name, _ in task.outputs):
                     _do(task, experiment, str(store.root))
         return
-    jobs = check_jobs(jobs)
     waves = [[task for task in wave if not all(name in store for name, _ in task.outputs)] for wave in waves]
     if not any(waves):
         return

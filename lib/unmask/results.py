@@ -89,6 +89,45 @@ def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: 
         "processor": provenance["processor"], "commit": provenance["published from commit"]}
 
 
+def bench(path: Path = FOLDER / "bench.json") -> dict:
+    """What `make bench` measured and the repository keeps.
+
+    Raises:
+        UnmaskError: there is no such file.
+    """
+    if not path.exists():
+        raise UnmaskError(f"bench: there is no {path}; `make bench BENCH='--output {path}'` writes it")
+    return json.loads(path.read_text())
+
+
+def bench_table(measured: dict) -> pd.DataFrame:
+    """The rows of `bench`, to be read: milliseconds, rates, and ratios of one run."""
+    rows = pd.DataFrame(measured["rows"]).T
+    table = pd.DataFrame({
+        "ms": rows["milliseconds"].map("{:,.2f}".format), "per second": rows["per second"],
+        "GFLOP/s": rows["GFLOP/s"], "% of matrix product": 100 * rows["of matrix product"],
+        "times the textbook loop": rows["textbook ratio"], "peak MB": rows["peak MB"]})
+    formats = {"per second": "{:,.0f}", "GFLOP/s": "{:.1f}", "% of matrix product": "{:.0f}",
+               "times the textbook loop": "{:.1f}", "peak MB": "{:,.0f}"}
+    for name, form in formats.items():
+        table[name] = table[name].map(lambda value, form=form: "–" if value != value else form.format(value))
+    return table.rename_axis("work")
+
+
+def costs(measured: dict) -> pd.DataFrame:
+    """Core-hours of training that each preset costs from an empty store: steps counted, times the measured step."""
+    rows = {}
+    for name, chosen in PRESETS.items():
+        if name == "smoke":  # made for tests, not for results
+            continue
+        step = measured["rows"].get(f"training {name}")
+        steps = measure.training_steps(chosen)
+        rows[name] = {finding: f"{count / 1e6:,.2f}" for finding, count in steps.items()} | {
+            "ms a step": f"{step['milliseconds']:.2f}" if step else "–",
+            "core-hours": f"{sum(steps.values()) * step['milliseconds'] / 3.6e6:,.1f}" if step else "–"}
+    return pd.DataFrame(rows).T.rename_axis("preset (millions of steps)")
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     import numpy

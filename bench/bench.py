@@ -1,0 +1,304 @@
+"""What the machine can do and what this library makes of it: what `make bench` runs.
+
+Each training is measured beside the textbook loop (torchvision's data set, a DataLoader that transforms image by image,
+an nn.Module, torch's optimizer, the mask multiplied in after each step), in turns, in one process of one thread. Data
+are random, of the shapes of the real ones. One table is printed and written, with versions and hardware, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import v2
+
+from unmask import barriers, curvature, landscape, networks, pruning
+from unmask.data import Data, Split
+from unmask.experiments import experiment
+from unmask.results import versions
+from unmask.store import processor
+from unmask.train import Start, evaluate, generator, single_thread, together, train
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUNDS = 5
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=ROOT / "build/bench.json", help="where the JSON goes")
+    parser.add_argument("--against", type=Path, metavar="JSON", help="an earlier output to compare with")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--book", action="store_true", help="also time the whole book, from an empty and a full store")
+    parser.add_argument("--open-lth", type=Path, metavar="PATH", help="a checkout of open_lth to run LeNet's training in")
+    options = parser.parse_args()
+    for path in filter(None, (options.against, options.open_lth)):
+        if not path.exists():
+            sys.exit(f"bench: {path}: there is no such file or folder")
+    earlier = json.loads(options.against.read_text())["rows"] if options.against else {}
+
+    device = torch.device(options.device)
+    rows = {}
+    with single_thread():
+        rate = matrix_rate(device)
+        for name, work in works(device):
+            rows[name] = work(rate)
+            print(line(name, rows[name], earlier.get(name)), flush=True)
+    if options.open_lth:
+        rows["open_lth: LeNet-300-100 on MNIST"] = open_lth(options.open_lth)
+    if options.book:
+        rows |= book()
+    result = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "processor": processor(),
+              "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "cores": os.cpu_count(),
+              "threads": 1, "matrix product (GFLOP/s)": round(rate / 1e9, 1), "versions": versions(), "rows": rows}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\nmatrix product: {rate / 1e9:.0f} GFLOP/s in one thread; written to {options.output}")
+
+
+def works(device):
+    """Name and function of everything that is measured."""
+    for preset, changes in (("miniature", {}), ("miniature_fine", {}), ("mnist_lenet", {"train_samples": 12_800}),
+                            ("cifar10_resnet20", {"train_samples": 2560})):
+        e = experiment(preset, **changes)
+        yield f"training {preset}", lambda rate, e=e: training(e, device, rate)
+    e = experiment("miniature")
+    for name, work in (("barrier, 11 points on 10,000 samples", barrier), ("all pairs of 12 levels, midpoints", all_pairs),
+                       ("64 Lanczos steps, 1,000 samples", lanczos), ("plane of 21 x 21 points", plane)):
+        yield name, lambda rate, work=work: work(e, device)
+
+
+def line(name, row, earlier):
+    parts = [f"{name:<42}{row['milliseconds']:>10.3f} ms"]
+    if "per second" in row:
+        parts.append(f"{row['per second']:>8.0f} /s {row['GFLOP/s']:>7.1f} GFLOP/s ({row['of matrix product']:.0%} of the matrix "
+                     f"product's) {row['textbook ratio']:>6.1f} times the textbook loop")
+    if earlier:
+        parts.append(f"{earlier['milliseconds'] / row['milliseconds']:.2f} times as fast as before")
+    return "  ".join([*parts, f"{row['peak MB']} MB"])
+
+
+def timed(function, device=None):
+    """Seconds that a call takes, on a GPU until it has finished."""
+    if device and device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if device and device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def peak():
+    """Most memory this process has used, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def matrix_rate(device):
+    """Floating-point operations a second of a product of two large float32 matrices: what the machine can do."""
+    one, other = torch.randn(2, 1536, 1536, device=device)
+    one @ other
+    return 2 * 1536 ** 3 / min(timed(lambda: one @ other, device) for _ in range(10))
+
+
+def random_data(e, count, draw="bench"):
+    """Random samples of the experiment's shapes."""
+    draws = generator(draw)
+    y = torch.randint(e.classes, (count,), generator=draws)
+    if e.dataset == "mnist1d":
+        return Split(torch.randn(count, 1, e.image_size, generator=draws), y)
+    x = torch.randint(256, (count, e.channels, e.image_size, e.image_size), generator=draws).to(torch.uint8)
+    mean = torch.full((e.channels, 1, 1), 127.5)
+    return Split(x, y, mean, mean / 2, e.augmentation)
+
+
+def training(e, device, rate):
+    """One training step of one replicate, beside that of the textbook loop."""
+    split = random_data(e, e.train_samples).to(device)
+    mask = pruning.dense_mask(networks.build(e))
+    starts = [Start(networks.initial_state(e, generator(i)), mask, (i,)) for i in range(together(e))]
+    steps = 10 if e.network == "resnet20" else 60
+    plain = textbook(e, starts[0], split, device)
+
+    def ours():
+        train(e.but(steps=steps + 1, rewind_steps=(0,)), split, starts, snapshots=[steps])
+
+    ours(), plain(2)
+    pairs = [(timed(ours, device) / steps / len(starts), timed(lambda: plain(steps), device) / steps) for _ in range(ROUNDS)]
+    network = networks.build(e)
+    inputs = next(split.to("cpu").chunks(e.batch_size))
+    with FlopCounterMode(display=False) as counted:
+        F.cross_entropy(network(inputs[0]), inputs[1]).backward()
+    seconds = median(ours for ours, _ in pairs)
+    return {"milliseconds": 1000 * seconds, "per second": 1 / seconds, "GFLOP/s": counted.get_total_flops() / seconds / 1e9,
+            "of matrix product": counted.get_total_flops() / seconds / rate, "replicates": len(starts),
+            "textbook milliseconds": 1000 * median(other for _, other in pairs),
+            "textbook ratio": median(other / ours for ours, other in pairs), "peak MB": peak()}
+
+
+class Images(Dataset):
+    """As torchvision's data sets: an image from an array, transformed one by one."""
+
+    def __init__(self, split, transform):
+        self.x, self.y, self.transform = split.x.cpu(), split.y.tolist(), transform
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        return self.transform(self.x[index]), self.y[index]
+
+
+def textbook(e, start, split, device):
+    """The loop as most would write it: a function that takes so many steps."""
+    if e.dataset == "mnist1d":
+        transform, module = (lambda x: x), PlainResNet1d(e.width)
+    else:
+        transform = v2.Compose([v2.ToPILImage(), *([v2.RandomCrop(e.image_size, 4), v2.RandomHorizontalFlip()]
+                                                   if e.augmentation == "crop-flip" else []),
+                                v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+                                v2.Normalize([0.5] * e.channels, [0.25] * e.channels)])
+        module = networks.build(e)
+    module.to(device)
+    loader = DataLoader(Images(split, transform), e.batch_size, shuffle=True, drop_last=True)
+    optimizer = torch.optim.SGD(module.parameters(), e.lr, e.momentum, weight_decay=e.weight_decay)
+    masks = [(p, torch.ones_like(p)) for p in module.parameters() if p.dim() > 1]
+
+    def run(steps):
+        taken = 0
+        while taken < steps:
+            for x, y in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(module(x.to(device)), y.to(device)).backward()
+                optimizer.step()
+                with torch.no_grad():
+                    for parameter, mask in masks:
+                        parameter.mul_(mask)
+                taken += 1
+                if taken == steps:
+                    return
+
+    return run
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv1d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm1d(outputs)
+        self.conv2, self.norm2 = nn.Conv1d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm1d(outputs)
+        self.shortcut = nn.Sequential() if inputs == outputs else nn.Sequential(
+            nn.Conv1d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm1d(outputs))
+
+    def forward(self, x):
+        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.shortcut(x))
+
+
+class PlainResNet1d(nn.Module):
+    """The miniature's network as most would write it."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.stem, self.norm = nn.Conv1d(1, w, 5, 2, 2, bias=False), nn.BatchNorm1d(w)
+        self.blocks = nn.Sequential(PlainBlock(w, w, 1), PlainBlock(w, 2 * w, 2), PlainBlock(2 * w, 4 * w, 2))
+        self.linear = nn.Linear(4 * w, 10)
+
+    def forward(self, x):
+        return self.linear(self.blocks(F.relu(self.norm(self.stem(x)))).mean(2))
+
+
+def measured(function, device):
+    function()
+    return {"milliseconds": 1000 * median(timed(function, device) for _ in range(3)), "peak MB": peak()}
+
+
+def setting(e, device, count):
+    """A network, `count` states and data."""
+    data = Data(random_data(e, e.train_samples).to(device), random_data(e, e.test_samples, "test").to(device))
+    states = [networks.initial_state(e, generator(i)) for i in range(count)]
+    return networks.build(e).to(device), states, data
+
+
+def barrier(e, device):
+    network, (one, other), data = setting(e, device, 2)
+    return measured(lambda: barriers.segment(network, one, other, barriers.grid(11), data, ("test_error",)), device)
+
+
+def all_pairs(e, device):
+    network, states, data = setting(e, device, 12)
+
+    def work():
+        for i, one in enumerate(states):
+            for other in states[:i]:
+                barriers.segment(network, one, other, (0.5,), data, ("test_error",))
+
+    return measured(work, device)
+
+
+def lanczos(e, device):
+    network, (state,), data = setting(e, device, 1)
+    networks.load_state(network, state)
+    operator = curvature.hessian_operator(network.eval(), pruning.dense_mask(network), data.train.first(1000))
+    return measured(lambda: curvature.spectral_density(operator, 1, 64, generator("probe")), device)
+
+
+def plane(e, device):
+    network, states, data = setting(e, device, 3)
+    surface = landscape.plane(*states, tuple(pruning.dense_mask(network)))
+
+    def work():
+        for x in np.linspace(0, 1, 21):
+            for y in np.linspace(0, 1, 21):
+                networks.load_state(network, surface.state(x, y))
+                evaluate(network, data.test)
+
+    return measured(work, device)
+
+
+def open_lth(path):
+    """The same training of LeNet-300-100 in a checkout of open_lth, on the same data: its own command line."""
+    command = [sys.executable, "open_lth.py", "train", "--default_hparams=mnist_lenet_300_100", "--training_steps=200it"]
+    with tempfile.TemporaryDirectory() as home:
+        done = {}
+        for steps in ("10it", "210it"):
+            command[-1] = f"--training_steps={steps}"
+            done[steps] = timed(lambda: subprocess.run(command, cwd=path, check=True, capture_output=True,
+                                                       env=os.environ | {"HOME": home}))
+    return {"milliseconds": 1000 * (done["210it"] - done["10it"]) / 200, "peak MB": 0}
+
+
+def book():
+    """The whole book on all cores: from an empty store and from a full one."""
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"UNMASK_STORE": folder}
+        for name in ("book, empty store", "book, full store"):
+            command = [sys.executable, str(ROOT / "book/build.py")]
+            rows[name] = {"milliseconds": 1000 * timed(lambda: subprocess.run(
+                command, check=True, env=environment, stdout=subprocess.DEVNULL)), "peak MB": resource.getrusage(
+                resource.RUSAGE_CHILDREN).ru_maxrss // 1024}
+            print(line(name, rows[name], None), flush=True)
+    return rows
+
+
+def commit():
+    return subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True,
+                          text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
