@@ -29,10 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from unmask import barriers, curvature, landscape, networks, pruning
-from unmask.data import Data, Split
+from unmask.chains import Runs
+from unmask.data import Data, Split, root
 from unmask.experiments import experiment
 from unmask.results import versions
-from unmask.store import processor
+from unmask.store import Store, processor
 from unmask.train import Start, evaluate, generator, single_thread, together, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,13 +60,16 @@ def main():
         for name, work in works(device):
             rows[name] = work(rate)
             print(line(name, rows[name], earlier.get(name)), flush=True)
+        grown = growth(device)
     if options.open_lth:
-        rows["open_lth: LeNet-300-100 on MNIST"] = open_lth(options.open_lth)
+        name = "open_lth's training of LeNet-300-100"
+        rows[name] = open_lth(options.open_lth.resolve(), rows["training mnist_lenet"])
+        print(line(name, rows[name], earlier.get(name)), flush=True)
     if options.book:
         rows |= book()
     result = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "processor": processor(),
               "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "cores": os.cpu_count(),
-              "threads": 1, "matrix product (GFLOP/s)": round(rate / 1e9, 1), "versions": versions(), "rows": rows}
+              "threads": 1, "growth": grown, "matrix product (GFLOP/s)": round(rate / 1e9, 1), "versions": versions(), "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nmatrix product: {rate / 1e9:.0f} GFLOP/s in one thread; written to {options.output}")
@@ -88,6 +92,8 @@ def line(name, row, earlier):
     if "per second" in row:
         parts.append(f"{row['per second']:>8.0f} /s {row['GFLOP/s']:>7.1f} GFLOP/s ({row['of matrix product']:.0%} of the matrix "
                      f"product's) {row['textbook ratio']:>6.1f} times the textbook loop")
+    if "ours, times as fast" in row:
+        parts.append(f"ours is {row['ours, times as fast']:.1f} times as fast")
     if earlier:
         parts.append(f"{earlier['milliseconds'] / row['milliseconds']:.2f} times as fast as before")
     return "  ".join([*parts, f"{row['peak MB']} MB"])
@@ -269,16 +275,68 @@ def plane(e, device):
     return measured(work, device)
 
 
-def open_lth(path):
-    """The same training of LeNet-300-100 in a checkout of open_lth, on the same data: its own command line."""
-    command = [sys.executable, "open_lth.py", "train", "--default_hparams=mnist_lenet_300_100", "--training_steps=200it"]
+def growth(device):
+    """Seconds against what one can have more of: [[how much, seconds], ...] by what it is.
+
+    Short trainings of the miniature, 60 steps from the first; a barrier for the test samples.
+    """
+    e = experiment("miniature", steps=60, rewind_steps=(0,))
+    split, mask = random_data(e, e.train_samples).to(device), pruning.dense_mask(networks.build(e))
+
+    def chain(levels):
+        with tempfile.TemporaryDirectory() as folder:
+            runs = Runs(e.but(levels=levels, device=device.type), Store(folder))
+            return timed(lambda: runs.level(0, 0, levels), device)
+
+    def replicates(count):
+        starts = [Start(networks.initial_state(e, generator(i)), mask, (i,)) for i in range(count)]
+        return timed(lambda: train(e, split, starts), device)
+
+    def wide(width):
+        wider = e.but(width=width)
+        start = Start(networks.initial_state(wider, generator(0)), pruning.dense_mask(networks.build(wider)), (0,))
+        return timed(lambda: train(wider, split, [start]), device)
+
+    def tested(samples):
+        network, (one, other), data = setting(e.but(test_samples=samples), device, 2)
+        return timed(lambda: barriers.segment(network, one, other, barriers.grid(11), data, ("test_error",)), device)
+
+    amounts = {"levels": (chain, (1, 2, 4, 8)), "seeds, side by side": (replicates, (1, 2, 4, 6)),
+               "width": (wide, (4, 8, 16, 32)), "test samples": (tested, (1000, 4000, 10_000, 40_000))}
+    return {name: [[amount, median(measure(amount) for _ in range(3))] for amount in those]
+            for name, (measure, those) in amounts.items()}
+
+
+# What open_lth as of 2021 needs to start with today's torch and numpy: nothing of this is in its training loop.
+_OPEN_LTH = """
+import runpy, sys
+import numpy, torch
+torch.nn.parallel.DistributedDataParallel = torch.nn.DataParallel  # the former no longer mixes with its base class
+numpy.product = numpy.prod
+sys.path.insert(0, ".")
+sys.argv[0] = "open_lth.py"
+runpy.run_path("open_lth.py", run_name="__main__")
+"""
+
+
+def open_lth(path, ours):
+    """A step of the same training in a checkout of open_lth, by its own command line, on the MNIST of `data.root()`.
+
+    The difference of a long and a short run: start-up and evaluation are in both.
+    """
+    seconds = {}
     with tempfile.TemporaryDirectory() as home:
-        done = {}
-        for steps in ("10it", "210it"):
-            command[-1] = f"--training_steps={steps}"
-            done[steps] = timed(lambda: subprocess.run(command, cwd=path, check=True, capture_output=True,
-                                                       env=os.environ | {"HOME": home}))
-    return {"milliseconds": 1000 * (done["210it"] - done["10it"]) / 200, "peak MB": 0}
+        (Path(home) / "open_lth_datasets").mkdir()
+        (Path(home) / "open_lth_datasets/mnist").symlink_to(root())
+        for steps in (10, 810):
+            command = [sys.executable, "-c", _OPEN_LTH, "train", "--default_hparams=mnist_lenet_300_100", f"--training_steps={steps}it"]
+            done = []
+            seconds[steps] = timed(lambda: done.append(subprocess.run(
+                command, cwd=path, env=os.environ | {"HOME": home}, capture_output=True, text=True)))
+            if done[0].returncode:
+                sys.exit(f"bench: open_lth in {path} failed: {done[0].stderr.strip().splitlines()[-1]}")
+    step = (seconds[810] - seconds[10]) / 800
+    return {"milliseconds": 1000 * step, "peak MB": 0, "ours, times as fast": 1000 * step / ours["milliseconds"]}
 
 
 def book():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from unmask import chains, measure, pruning
+from unmask import train as training
 from unmask.chains import CONTROLS, Runs
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
@@ -109,7 +110,7 @@ def test_damaged_entries_are_found_before_anything_is_built_on_them(runs, tmp_pa
 
 def test_what_exists_is_not_trained_again(runs, monkeypatch):
     runs.level(0, 5, 3)
-    monkeypatch.setattr(chains, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(chains, "train_all", lambda *_, **__: pytest.fail("trained again"))
     runs.level(0, 5, 3)
     runs.rewind_point(0, 5)
 
@@ -122,15 +123,13 @@ def test_seeds_levels_and_rewind_steps_extend_a_store(runs, monkeypatch):
         trained.extend(starts)
         return train(e, split, starts, *args, **kwargs)
 
-    monkeypatch.setattr(chains, "train", counting)
+    monkeypatch.setattr(training, "train", counting)
     measure.compute(e.but(seeds=3, levels=4), runs.store, jobs=1, tables=("levels",))
     # a new seed: dense and 4 levels for each of 2 rewind steps; the old seeds: one more level for each of 2
     assert len(trained) == (1 + 2 * 4) + 2 * 2 * 1
 
 
 def test_the_steps_that_an_empty_store_costs_are_counted_right(tiny, store, monkeypatch):
-    from unmask import retraining, train as training
-
     taken = []
 
     def counting(e, split, starts, start=0, *args, **kwargs):
@@ -138,8 +137,7 @@ def test_the_steps_that_an_empty_store_costs_are_counted_right(tiny, store, monk
         taken.append(len(starts) * (max(states[0]) - start))
         return states
 
-    for module in (chains, retraining, training):
-        monkeypatch.setattr(module, "train", counting)
+    monkeypatch.setattr(training, "train", counting)
     measure.compute(tiny, store, 1)
     assert sum(taken) == sum(measure.training_steps(tiny).values())
 

@@ -8,7 +8,7 @@ import pytest
 from unmask import claims, measure, results
 from unmask.chains import Runs
 from unmask.errors import UnmaskError
-from unmask.experiments import experiment
+from unmask.experiments import PRESETS, experiment
 from unmask.store import processor
 
 PUBLISHED = sorted(path.parent.name for path in results.FOLDER.glob("*/provenance.json"))
@@ -19,32 +19,40 @@ def test_published_tables_come_back_to_the_bit_with_their_provenance(smoke_store
     measure.compute(e, smoke_store, 1)
     (tmp_path / "smoke").mkdir()
     (tmp_path / "smoke/outdated.csv").write_text("a,b\n")
-    assert results.publish(e, smoke_store, tmp_path) == tmp_path / "smoke"
+    assert results.publish(e, smoke_store, folder=tmp_path) == tmp_path / "smoke"
     back, tables, provenance = results.published("smoke", tmp_path)
     assert back == e and set(tables) == set(measure.TABLES)
     for name, table in measure.all_tables(e, smoke_store, 1).items():
         pd.testing.assert_frame_equal(tables[name], table, check_exact=True)
     assert provenance["identity"] == e.id and provenance["core_seconds"] > 0
     assert {"published from commit", "computed", "processor", "device", "versions"} <= set(provenance)
-    with pytest.raises(UnmaskError, match="only presets as they are can be published"):
-        results.publish(e.but(epsilon=0.02), smoke_store, tmp_path)
+    changed = e.but(epsilon=0.02)
+    with pytest.raises(UnmaskError, match="publish='smoke': the experiment is not that preset as it stands"):
+        results.publish(changed, smoke_store, folder=tmp_path)
+    results.publish(changed, smoke_store, "tolerant", tmp_path)
+    assert results.published("tolerant", tmp_path)[0] == changed
+    with pytest.raises(UnmaskError, match="must be a name of small letters"):
+        results.check_name(changed, "../elsewhere")
 
 
 def test_what_is_whole_in_the_store_is_published_and_nothing_else(store, tmp_path):
     e = experiment("smoke")
-    with pytest.raises(UnmaskError, match="publish: no table of smoke is whole"):
-        results.publish(e, store, tmp_path)
+    with pytest.raises(UnmaskError, match="publish='smoke': no table of the experiment is whole"):
+        results.publish(e, store, folder=tmp_path)
     measure.compute(e, store, 1, ("levels",))
     measure.compute(e.but(seeds=1), store, 1, ("pairs",))
     assert measure.complete(e, store) == ["levels"]
-    results.publish(e, store, tmp_path)
+    ticket = next(name for name in store.names() if "level01" in name)
+    (store.root / (ticket + ".json")).unlink()  # someone needed the space
+    results.publish(e, store, folder=tmp_path)
     _, tables, provenance = results.published("smoke", tmp_path)
+    assert provenance["entries no longer in the store"] == 1
     assert list(tables) == ["levels"] and results.names(tmp_path) == ["smoke"]
     assert claims.all_verdicts(tables, e).rows == []
 
 
 def test_what_is_not_published_is_said(tmp_path):
-    with pytest.raises(UnmaskError, match="preset='smoke': nothing is published for it"):
+    with pytest.raises(UnmaskError, match="preset='smoke': is not published; in .* there is nothing"):
         results.published("smoke", tmp_path)
 
 
@@ -52,7 +60,7 @@ def test_a_folder_that_cannot_be_written_is_said(smoke_store, tmp_path):
     measure.compute(experiment("smoke"), smoke_store, 1, ("levels",))
     (tmp_path / "file").write_text("")
     with pytest.raises(UnmaskError, match="publish=.*cannot be written"):
-        results.publish(experiment("smoke"), smoke_store, tmp_path / "file")
+        results.publish(experiment("smoke"), smoke_store, folder=tmp_path / "file")
 
 
 def test_something_is_published():
@@ -62,7 +70,7 @@ def test_something_is_published():
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_published_experiment_is_the_presets_and_its_tables_are_complete(preset):
     e, tables, provenance = results.published(preset)
-    assert e == experiment(preset)
+    assert preset not in PRESETS or e == experiment(preset)
     assert not provenance["published from commit"].endswith("-dirty")
     assert len(tables["levels"]) == e.seeds * len(e.rewind_steps) * (e.levels + 1)
     assert len(json.dumps(provenance)) < 5000
@@ -71,7 +79,10 @@ def test_published_experiment_is_the_presets_and_its_tables_are_complete(preset)
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_a_published_number_is_computed_again(preset, store, monkeypatch, request):
     """The dense network of seed 0, trained from nothing: the same error, up to what another processor may change."""
-    if preset != "miniature_fine":
+    e = results.published(preset)[0]
+    if e.device != "auto" or e.network not in ("resnet1d", "resnet1d-strided", "lenet-300-100"):
+        pytest.skip(f"{preset}: a training takes hours here")
+    if e.dataset != "mnist1d":
         monkeypatch.setenv("UNMASK_DATA", str(request.getfixturevalue("real_images")))
     e, tables, provenance = results.published(preset)
     runs = Runs(e, store)

@@ -18,7 +18,7 @@ from .experiments import Experiment
 from .networks import State
 from .pruning import Mask
 from .store import Store
-from .train import Performance, Start, evaluate, generator, learning_rate, resolve_device, train
+from .train import Performance, Start, evaluate, generator, learning_rate, resolve_device, single_thread, train_all
 
 CONTROLS = ("random", "shuffled", "reinitialized", "one-shot")
 RETRAININGS = ("lr-rewound", "fine-tuned")  # chains like IMP's, which go on from the pruned weights without rewinding
@@ -58,7 +58,8 @@ class Runs:
     @functools.cached_property
     def data(self) -> data.Data:
         """The data set, on the device."""
-        return data.Data(*(split.to(self.device) for split in data.load(self.experiment, self.store)))
+        with single_thread():  # the mean of the pixels is a sum
+            return data.Data(*(split.to(self.device) for split in data.load(self.experiment, self.store)))
 
     def survivors(self, level: int) -> int:
         """How many prunable weights a level keeps."""
@@ -159,7 +160,7 @@ class Runs:
 
     def _train_dense(self, seeds: Sequence[int], snapshots: Sequence[int]) -> list[dict[int, State]]:
         starts = [Start(self.initial(seed), self.dense_mask, (seed, "order", 0)) for seed in seeds]
-        return train(self.experiment, self.data.train, starts, snapshots=snapshots, store=self.store)
+        return train_all(self.experiment, self.data.train, starts, snapshots=snapshots, store=self.store)
 
     def _store_dense(self, seeds: Sequence[int]) -> None:
         """Train dense runs to the end, and keep the experiment's rewind points on the way."""
@@ -170,15 +171,17 @@ class Runs:
             for step in rewind_steps:
                 self.store.put_tensors(self._rewind_name(seed, step), states[step])
             self._put(Place("imp", seed, 0, 0), Ticket(states[end], self.dense_mask), seconds)
+        self.store.finish()
 
     def _store_sparse(self, places: Sequence[Place], step: int, lr: float | None) -> None:
         """Train the networks at `places`, all from `step`, to the end; at a constant learning rate if there is one."""
         starts = [self.start(place) for place in places]
         began, end = time.perf_counter(), self.experiment.steps
-        trained = train(self.experiment, self.data.train, starts, step, lr=lr, store=self.store)
+        trained = train_all(self.experiment, self.data.train, starts, step, lr=lr, store=self.store)
         seconds = (time.perf_counter() - began) / len(places)
         for place, start, states in zip(places, starts, trained):
             self._put(place, Ticket(states[end], start.mask), seconds)
+        self.store.finish()
 
     def start(self, place: Place) -> Start:
         """Where the training of a sparse network (level 1 or more) starts from."""

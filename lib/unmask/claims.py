@@ -28,8 +28,8 @@ REPORTED = {
     "3": "A theory of flatness predicts how much random pruning can remove at once; magnitude pruning does somewhat "
          "better, along flatter directions.",
     "4": "Pruning opens a gap at zero and retraining fills it with new small weights, so that the next cut hurts less.",
-    "picture": "The next axial subspace meets the valley of the solution before where levels match; elsewhere retraining "
-               "ends in another valley.",
+    "picture": "The next axial subspace meets the valley of the solution before where levels match; elsewhere "
+               "retraining ends in another valley.",
 }
 
 
@@ -187,7 +187,7 @@ def winning_tickets(levels: pd.DataFrame, controls: pd.DataFrame, experiment: Ex
                         ("reinitialized", "IMP masks on new weights"), ("one-shot", "one-shot masks")):
         rows.append(_share(e, "0", "fig-controls",
                            f"where IMP matches with at most {e.ticket_density:.0%} of the weights, {words} "
-                                   "do not", ~compared[compared.kind == kind].matching))
+                           "do not", ~compared[compared.kind == kind].matching))
     return Verdicts(rows)
 
 
@@ -203,7 +203,7 @@ def linear_connectivity(levels: pd.DataFrame, segments: pd.DataFrame, pairs: pd.
     rows = [
         _share(e, "1", "fig-iff",
                f"at higher sparsities {where}, successive levels are connected if and only if the sparser one "
-                       "is matching", sparse.connected == sparse.matching),
+               "is matching", sparse.connected == sparse.matching),
         _share(e, "1", "fig-iff", f"at higher sparsities {where}, a matching level is connected to the one before",
                sparse[sparse.matching].connected),
         _share(e, "1", "fig-iff", f"at higher sparsities {where}, a level connected to the one before is matching",
@@ -284,8 +284,9 @@ class Overview:
         for finding, reported in REPORTED.items():
             here = self.table[self.table.finding == finding]
             if len(here):
-                rows.append(f'<th colspan="{len(self.presets) + 1}">{"Finding " if finding.isdigit() else "The "}{finding}. '
-                            f"The paper reports: <em>{html.escape(reported)}</em></th>")
+                name = f"Finding {finding}" if finding.isdigit() else f"The {finding}"
+                rows.append(f'<th colspan="{len(self.presets) + 1}">{name}. The paper reports: '
+                            f"<em>{html.escape(reported)}</em></th>")
             for claim, group in here.groupby("claim", sort=False):
                 by_preset = group.set_index("preset")
                 cells = [self._cell(by_preset.loc[preset]) if preset in by_preset.index else "<td>–</td>"
@@ -295,7 +296,7 @@ class Overview:
 
     @staticmethod
     def _cell(row) -> str:
-        share = "no case" if row.cases == 0 else f"{row.statistic:.0%} of {row.cases}"
+        share = "no case" if row.cases == 0 else f"{row.statistic:.1%} of {row.cases}"
         return (f'<td><span class="verdict"><strong>{row.verdict}</strong></span><br>'
                 f'<span class="statistic">{share}</span></td>')
 
@@ -590,7 +591,7 @@ def retraining_in_numbers(levels: pd.DataFrame, gaps: pd.DataFrame, refill: pd.D
 
 def role_of_retraining(levels: pd.DataFrame, gaps: pd.DataFrame, cuts: pd.DataFrame, methods: pd.DataFrame | None,
                        experiment: Experiment) -> Verdicts:
-    """Finding 4: retraining makes new small weights to prune. Without `methods`, what needs no other chains than IMP's."""
+    """Finding 4: retraining makes new small weights to prune. Without `methods`, only what IMP's chains tell."""
     e = experiment
     stages = {stage: part for stage, part in with_refilled(gaps, e).groupby("stage")}
     compared = cuts_compared(cuts)
@@ -665,7 +666,8 @@ def error_landscape(landscape: pd.DataFrame, segments: pd.DataFrame, levels: pd.
                "from the last rewind step, the pictured pair matches, and the plane has no hill between its networks",
                last.matching & last.connected, needed=1),
         _share(e, "picture", "fig-solutions",
-               "from the first rewind step, the pictured pair does not match, and the plane has a hill between its networks",
+               "from the first rewind step, the pictured pair does not match, and the plane has a hill between its "
+               "networks",
                ~first.matching & ~first.connected, needed=1),
         _share(e, "picture", "fig-solutions", "planes and segments agree on which pairs are connected",
                pairs.connected == pairs.connected_table, needed=1)]

@@ -17,11 +17,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns 0; 1 if the store is damaged; 2, with one line on stderr, for bad input."""
     try:
         options = _parser().parse_args(arguments)
-        processes.join()
         return options.command(options) or 0
     except UnmaskError as error:
-        if processes.rank() == 0:
-            print(f"unmask: error: {error}", file=sys.stderr)
+        who = f"process {processes.rank()}: " if processes.count() > 1 else ""
+        print(f"unmask: {who}error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("unmask: interrupted; what was finished is in the store", file=sys.stderr)
@@ -49,10 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("preset", metavar="PRESET")
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
                          help="change a field of the preset; lists as 0,50,100")
-    command.add_argument("--jobs", type=int, metavar="N", help="processes to use (default: one for each core; on a GPU, one)")
+    command.add_argument("--jobs", type=int, metavar="N", help="processes to use (default: one for each core, or one on a GPU)")
     command.add_argument("--tables", type=lambda text: text.split(","), metavar="NAME,...",
                          help="only what these tables need (default: all of them)")
-    command.add_argument("--publish", action="store_true", help="also write the tables, with provenance, to results/")
+    command.add_argument("--publish", nargs="?", const=True, metavar="NAME",
+                         help="also write the tables, with provenance, to results/NAME (default: the preset's name)")
     command.set_defaults(command=_run)
 
     command = commands.add_parser("execute", help="execute notebooks, parameters checked first")
@@ -82,9 +82,12 @@ def _presets(_) -> None:
 
 def _run(options) -> None:
     chosen = experiment(options.preset).but(**dict(map(parse_setting, options.settings)))
-    from . import measure
+    from . import measure, results
     from .store import Store
 
+    processes.join()
+    if options.publish:
+        name = results.check_name(chosen, None if options.publish is True else options.publish)
     store = Store()
     measure.compute(chosen, store, options.jobs, tuple(options.tables or measure.TABLES))
     if processes.rank() > 0:
@@ -92,9 +95,7 @@ def _run(options) -> None:
     what = "everything" if options.tables is None else "what was asked"
     print(f"unmask: {what} for {chosen.preset} (identity {chosen.id}) is in {store.root}")
     if options.publish:
-        from .results import publish
-
-        print(f"unmask: published to {publish(chosen, store)}")
+        print(f"unmask: published to {results.publish(chosen, store, name)}")
 
 
 def _execute(options) -> None:

@@ -53,7 +53,8 @@ class _Hessian:
         self.weights = {name: dict(self.network.named_parameters())[name] for name in mask}
         self.alive = {name: kept.flatten().nonzero().squeeze(1).to(split.x.device) for name, kept in mask.items()}
         self.sizes = [len(alive) for alive in self.alive.values()]
-        self.split = Split(split.x.to(next(iter(self.weights.values())).dtype), split.y)
+        x, y, *_ = split.first(len(split.y))  # normalised, if they are images
+        self.split = Split(x.to(next(iter(self.weights.values())).dtype), y)
 
     def product(self, directions: dict[str, np.ndarray], wanted: list[str]) -> np.ndarray:
         """The rows of `H U` that belong to the layers `wanted`, (survivors in these layers, k).

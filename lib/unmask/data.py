@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import torch
 
+from . import processes
 from .errors import UnmaskError
 from .experiments import Experiment
-from .store import Store
+from .store import Store, default_root
 
 PADDING = 4  # pixels around an image, of which a random crop has the size of the image (He et al. 2016)
 # Mean and standard deviation of each channel, for images that are not all read beforehand (those of ImageNet).
@@ -95,10 +96,8 @@ def crop_and_flip(x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 
 def root() -> Path:
-    """Where data sets are: `$UNMASK_DATA`, else a folder `data` beside the default store."""
-    from .store import default_root
-
-    return Path(os.environ.get("UNMASK_DATA") or default_root().parent / "data").expanduser().absolute()
+    """Where data sets are: `$UNMASK_DATA`, else a folder `unmask-data` beside the default store."""
+    return Path(os.environ.get("UNMASK_DATA") or default_root().parent / "unmask-data").expanduser().absolute()
 
 
 def load(experiment: Experiment, store: Store) -> Data:
@@ -113,13 +112,21 @@ def load(experiment: Experiment, store: Store) -> Data:
         UnmaskError: the data set is not there and cannot be downloaded, or is not as the experiment says; an image
             that cannot be read or has another size, a class without images or in one split only.
     """
-    e = experiment
+    if processes.rank() > 0:  # the first downloads and decodes, the others find what it leaves
+        processes.wait()
+    found = _load(experiment, store)
+    if processes.rank() == 0:
+        processes.wait()
+    return found
+
+
+def _load(e: Experiment, store: Store) -> Data:
     if e.dataset == "mnist1d":
         name = f"data/{e.dataset}-{e.digest('dataset', 'train_samples', 'test_samples', 'data_seed')}"
         tensors = store.tensors(name)
         if tensors is None:
             tensors = _mnist1d(e.train_samples, e.test_samples, e.data_seed)
-            store.put_tensors(name, tensors)
+            store.put_tensors(name, tensors, wait=False)
         return Data(*(Split(tensors[f"{split}.x"], tensors[f"{split}.y"]) for split in ("train", "test")))
     if e.dataset == "imagefolder":
         return _folder(e, store)
@@ -177,7 +184,7 @@ def _torchvision(name: str, train: bool) -> Split:
     kind, folder = _DOWNLOADS[name]
     try:
         found = getattr(torchvision.datasets, kind)(root(), train=train, download=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:  # torchvision and urllib raise all of these
+    except (RuntimeError, OSError, EOFError, ValueError, AssertionError) as error:  # torchvision raises all of these
         said = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UnmaskError(f"dataset={name!r}: not found whole and not downloaded ({said}); without a network, put "
                           f"torchvision's files into {root() / folder}, or set UNMASK_DATA to the folder that has "
@@ -202,7 +209,8 @@ def _folder(e: Experiment, store: Store) -> Data:
     path = root() / Path(e.folder).expanduser()
     if not path.is_dir():
         raise UnmaskError(f"folder={e.folder!r}: there is no folder {path}; give its path, or set UNMASK_DATA")
-    test = next((name for name in ("test", "val") if (path / name).is_dir()), "test")
+    # ImageNet comes with a `test` of unlabelled images, in no folders
+    test = next((name for name in ("test", "val") if any(map(Path.is_dir, _visible(path / name)))), "test")
     train, test = (_tree(path / name) for name in ("train", test))
     if odd := sorted(set(train.classes) ^ set(test.classes)):
         there = "training" if odd[0] in train.classes else "test"
@@ -217,21 +225,34 @@ def _folder(e: Experiment, store: Store) -> Data:
     if tensors is None:
         tensors = {"train.x": _decoded(train.paths, e.image_size), "train.y": train.labels,
                    "test.x": _decoded(test.paths, e.image_size), "test.y": test.labels}
-        store.put_tensors(name, tensors)
+        store.put_tensors(name, tensors, wait=False)
     return _normalised(e, *(Split(tensors[f"{split}.x"], tensors[f"{split}.y"]) for split in ("train", "test")))
 
 
 def _tree(path: Path) -> _Tree:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    if not path.is_dir():
+        raise UnmaskError(f"folder={str(path)!r}: there is no such folder")
+    classes = [folder for folder in _visible(path) if folder.is_dir()]
+    if not classes:
+        raise UnmaskError(f"folder={str(path)!r}: has no folders, and there must be one for each class")
+    images = [[image for image in _visible(folder) if image.suffix.lower() in IMG_EXTENSIONS] for folder in classes]
+    if empty := [folder.name for folder, there in zip(classes, images) if not there]:
+        raise UnmaskError(f"folder={str(path)!r}: class {empty[0]!r} has no images")
+    paths = [image for there in images for image in there]
+    labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(there) for there in images]))
+    lines = "\n".join(f"{image.relative_to(path)} {image.stat().st_size} {image.stat().st_mtime_ns}" for image in paths)
+    return _Tree(list(map(str, paths)), labels, [folder.name for folder in classes],
+                 hashlib.sha256(lines.encode()).hexdigest()[:10])
+
+
+def _visible(path: Path) -> list[Path]:
+    """What is in a folder, in order, but for hidden files and folders; nothing if it cannot be read."""
     try:
-        classes, index = find_classes(str(path))
-        found = make_dataset(str(path), index, IMG_EXTENSIONS)
-    except FileNotFoundError as error:  # no such folder, no class, or a class without images: torchvision says which
-        raise UnmaskError(f"folder={str(path)!r}: {str(error).partition('. Supported')[0]}") from error
-    paths, labels = zip(*found)
-    lines = "\n".join(f"{os.path.relpath(image, path)} {os.path.getsize(image)}" for image in paths)
-    return _Tree(list(paths), torch.tensor(labels), classes, hashlib.sha256(lines.encode()).hexdigest()[:10])
+        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return []
 
 
 def _drawn(e: Experiment, field: str, tree: _Tree) -> _Tree:
@@ -249,7 +270,7 @@ def _refuse_other_images(e: Experiment, store: Store, fingerprint: str) -> None:
     name = f"{e.recipe}/images"
     known, seen = store.tensors(name), torch.tensor(list(fingerprint.encode()))
     if known is None:
-        store.put_tensors(name, {"fingerprint": seen})
+        store.put_tensors(name, {"fingerprint": seen}, wait=False)
     elif not torch.equal(known["fingerprint"], seen):
         raise UnmaskError(f"folder={e.folder!r}: its images are not those of the results in {store.root}; give them "
                           "another folder, or take another store")
@@ -265,6 +286,8 @@ def _open(path: str):
 
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"more than 8 bits a pixel, mode {image.mode}")  # which convert would cut off
             return image.convert("RGB")
     except Exception as error:  # Pillow raises almost anything for a damaged file
         said = str(error).partition("\n")[0]
@@ -286,7 +309,8 @@ def _decoded(paths: Sequence[str], size: int) -> torch.Tensor:
 
 
 class Stream:
-    """Images too many for memory, decoded as they are needed by torchvision's transforms in a DataLoader's workers.
+    """Images too many for memory, decoded as they are needed by torchvision's transforms; on a GPU, by a DataLoader's
+    workers.
 
     In training a random part of each image, of 8 to 100 % of its area, is scaled to `size` pixels, and mirrored or
     not; otherwise the middle, of an image scaled to 8/7 of `size`, is taken. The usual transforms for ImageNet.
@@ -307,7 +331,7 @@ class Stream:
         return Split(*(torch.cat(part) for part in zip(*parts)))
 
     def read(self, batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """As `Split.read`, of one replicate."""
+        """As `Split.read`, of one replicate (see `train.together`)."""
         return self._load(list(zip(samples[0].tolist(), draws[0].tolist())) for samples, draws in batches)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -188,7 +188,10 @@ class Experiment:
             raise _bad("network", self.network, f"one of {', '.join(fitting)} for {self.dataset}")
         if self.network == "resnet50" and self.width != 64:
             raise _bad("width", self.width, "64 for resnet50")
-        augmentations = {"mnist1d": AUGMENTATIONS[:1], "imagefolder": AUGMENTATIONS}.get(self.dataset, AUGMENTATIONS[:2])
+        if self.network == "lenet-300-100" and self.width < 3:
+            raise _bad("width", self.width, "3 or more for lenet-300-100, whose second layer is a third as wide")
+        count = {"mnist1d": 1, "imagefolder": 3}.get(self.dataset, 2)
+        augmentations = AUGMENTATIONS[:count]
         if self.augmentation not in augmentations:
             raise _bad("augmentation", self.augmentation, f"one of {', '.join(augmentations)} for {self.dataset}")
         if self.batch_size > self.train_samples:

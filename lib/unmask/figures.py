@@ -572,3 +572,21 @@ def planes(landscape: pd.DataFrame, kind: str, experiment: Experiment) -> Figure
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.colorbar(filled, ax=axes[0], shrink=0.8, ticks=bounds, label="test error (%)", format="%g")
     return figure
+
+
+def growth(measured: dict) -> Figure:
+    """How long things take against what there is more of, both relative to the least: a panel for each, of `bench`.
+
+    Dotted: in proportion.
+    """
+    figure, axes = plt.subplots(1, len(measured), figsize=(2.7 * len(measured), 3), sharey=True)
+    for ax, style, (name, points) in zip(axes, _styles(), measured.items()):
+        amounts, seconds = np.array(points).T
+        ax.plot(amounts, seconds / seconds[0], **style)
+        ax.plot(amounts, amounts / amounts[0], color="0.3", lw=1, ls=":")
+        ax.set(xscale="log", yscale="log", xlabel=name, title=f"{seconds[0]:.2g} s at {amounts[0]:,.0f}")
+        ax.set_xticks(amounts, [f"{amount:,.0f}" for amount in amounts])
+        _plain_log(ax.yaxis)
+        ax.minorticks_off()
+    axes[0].set_ylabel("time, relative to the least")
+    return figure

@@ -214,12 +214,12 @@ def prunings(runs: Runs, seed: int, level: int) -> pd.DataFrame:
     rewind_point = runs.rewind_point(seed, solution.rewind_step)
     order = seed, "order", level, "pruned"
     retrained = train_all(e, runs.data.train, [Start(rewind_point, mask, order) for mask in masks.values()],
-                          solution.rewind_step)
+                          solution.rewind_step, store=runs.store)
     rows = []
     for ((kind, ratio), mask), trained in zip(masks.items(), retrained):
         projection = pruning.apply(mask, solution.state)
         distance = np.linalg.norm(solution.weights - surviving(projection, solution.mask))
-        for weights, state in (("projection", projection), ("retrained", trained)):
+        for weights, state in (("projection", projection), ("retrained", trained[e.steps])):
             path = segment(runs.network, solution.state, state, grid(e.barrier_points), runs.data,
                            ("test_error",))
             rows.append({"mask": kind, "ratio": ratio, "weights": weights, "test_error": path["test_error"].iloc[-1],

@@ -230,18 +230,18 @@ def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Tas
 
     def control(kind):
         places = [Place(kind, seed, e.rewind_steps[-1], level) for level in e.control_levels for seed in e.all_seeds]
-        return [task(group) for group in _groups(e, places, jobs)]
+        return [task(group) for group in _groups(runs, places, jobs)]
 
     def measurement(name, keys):
         what = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in zip(TABLES[name].keys, keys))
         output = _part_name(runs, name, keys) + TABLE, f"{name}, {what}"
         return parallel.Task("measure:read_part", (name, keys), (output,))
 
-    dense = [task([Place("imp", seed, e.rewind_steps[0], 0) for seed in seeds]) for seeds in _groups(e, e.all_seeds, jobs)]
+    dense = [task([Place("imp", seed, e.rewind_steps[0], 0) for seed in seeds]) for seeds in _groups(runs, e.all_seeds, jobs)]
     chains = [chain(seeds, step) for step in e.rewind_steps
-              for seeds in _groups(e, e.all_seeds, jobs / len(e.rewind_steps))]
+              for seeds in _groups(runs, e.all_seeds, jobs / len(e.rewind_steps))]
     if {"refill", "retraining_methods"} & set(tables):
-        chains += [chain(seeds, e.rewind_steps[-1], kind) for kind in RETRAININGS for seeds in _groups(e, e.all_seeds, jobs)]
+        chains += [chain(seeds, e.rewind_steps[-1], kind) for kind in RETRAININGS for seeds in _groups(runs, e.all_seeds, jobs)]
     waves = [dense, chains]
     if "controls" in tables:
         waves[1] += control("random") + control("one-shot")
@@ -252,9 +252,9 @@ def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Tas
     return waves + [hessians + others, [measurement(name, keys) for name in curved for keys in _all_keys(e, name)]]
 
 
-def _groups(e: Experiment, items: Sequence, parts: float) -> Iterator[Sequence]:
+def _groups(runs: Runs, items: Sequence, parts: float) -> Iterator[Sequence]:
     """At least `parts` groups where there are as many items, of replicates that can be trained side by side."""
-    size = max(1, min(together(e), math.ceil(len(items) / max(parts, 1))))
+    size = max(1, min(together(runs.experiment, runs.device), math.ceil(len(items) / max(parts, 1))))
     return (items[first:first + size] for first in range(0, len(items), size))
 
 
@@ -293,7 +293,9 @@ def _labelled(table: pd.DataFrame, **labels) -> pd.DataFrame:
 def read_part(runs: Runs, name: str, keys: tuple) -> pd.DataFrame:
     """One part of a table, from the store; measured first if it is not there."""
     with single_thread():
-        return runs.store.table(_part_name(runs, name, keys), lambda: TABLES[name].part(runs, *keys))
+        part = runs.store.table(_part_name(runs, name, keys), lambda: TABLES[name].part(runs, *keys))
+    runs.store.finish()
+    return part
 
 
 def train_places(runs: Runs, *places: Place) -> None:

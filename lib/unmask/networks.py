@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import processes
+from .errors import UnmaskError
 from .experiments import Experiment
 
 State = dict[str, Tensor]
@@ -48,15 +49,16 @@ class ImageNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or processes.count() == 1:
             return super().forward(x)
-        mean = processes.mean(x.mean((0, 2, 3)))
-        centred = x - mean[:, None, None]
+        wide = x.float()
+        mean = processes.mean(wide.mean((0, 2, 3)))
+        centred = wide - mean[:, None, None]
         variance = processes.mean(centred.square().mean((0, 2, 3)))
         count = processes.count() * x.numel() / x.shape[1]
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def conv_signal(channels_in: int, channels_out: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
@@ -97,6 +99,8 @@ class Linear(nn.Linear):
         self.replicates = replicates
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.replicates == 1:  # spares the gradient a copy
+            return F.linear(x.flatten(0, 1), self.weight, self.bias)[None]
         weight, bias = self.weight.unflatten(0, (self.replicates, -1)), self.bias.unflatten(0, (self.replicates, 1, -1))
         if x.is_cuda:
             return torch.baddbmm(bias, x, weight.mT)
@@ -178,7 +182,7 @@ def build(experiment: Experiment, replicates: int = 1) -> nn.Module:
     """The experiment's network, with weights still to be loaded.
 
     Raises:
-        ValueError: several replicates of a network that has no channel groups to spare (ResNet-50).
+        UnmaskError: several replicates of a network that has no channel groups to spare (ResNet-50).
     """
     e = experiment
     match e.network:
@@ -194,23 +198,36 @@ def build(experiment: Experiment, replicates: int = 1) -> nn.Module:
             return ResNet([e.width, 2 * e.width, 4 * e.width, 8 * e.width], 2, e.channels, e.classes, replicates)
         case "resnet50":
             if replicates > 1:
-                raise ValueError("resnet50 is trained one at a time")
+                raise UnmaskError("network='resnet50': is trained one at a time")
             from torchvision.models import resnet50
 
             return resnet50(num_classes=e.classes, norm_layer=ImageNorm)
 
 
 @contextlib.contextmanager
+def _quietly(flags):
+    """Some builds warn about TF32 whenever oneDNN's flags are touched."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        flags.__enter__()
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            flags.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
 def kernels(network: nn.Module, precision: str = "float32"):
     """The kernels to compute with, inside.
 
-    On a GPU: the same ones every time, and no lower precision than asked for. On a CPU: for signals torch's own
+    On a GPU: cuDNN's deterministic ones, and no lower precision than asked for. On a CPU: for signals torch's own
     convolution, which for networks this small is faster than oneDNN's.
     """
-    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-        warnings.simplefilter("ignore")  # some builds warn about TF32 whenever these flags are touched
+    with contextlib.ExitStack() as stack:
         if getattr(network, "native", False):
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(_quietly(torch.backends.mkldnn.flags(enabled=False)))
         if torch.cuda.is_available():
             tf32, matmul = precision == "tf32", torch.backends.cuda.matmul
             stack.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)

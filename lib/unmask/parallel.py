@@ -6,6 +6,7 @@ do; progress is read off the store as well.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import threading
@@ -53,14 +54,14 @@ def run(waves: Sequence[Sequence[Task]], experiment: Experiment, store: Store, j
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    if processes.count() > 1:  # which go through all tasks together
-        for wave in waves:
-            for task in wave:
-                if not all(name in store for name, _ in task.outputs):
-                    _do(task, experiment, str(store.root))
-        return
     waves = [[task for task in wave if not all(name in store for name, _ in task.outputs)] for wave in waves]
     if not any(waves):
+        return
+    if processes.count() > 1:
+        tasks = [task for wave in waves for task in wave]
+        with Progress(tasks, store, 1) if processes.rank() == 0 else contextlib.nullcontext():
+            for task in tasks:
+                _do(task, experiment, str(store.root))
         return
     with Progress([task for wave in waves for task in wave], store, jobs):
         for wave in filter(None, waves):

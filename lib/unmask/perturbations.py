@@ -79,7 +79,8 @@ def perturbations(runs: Runs, seed: int, rewind_step: int, level: int) -> pd.Dat
     if level > 0:  # the chain has trained it; not so the dense network, whose momentum was not reset at the rewind step
         ends[RANDOM, 0.0, 0] = runs.level(seed, rewind_step, level).state
     missing = [key for key in starts if key not in ends]
-    ends |= zip(missing, train_all(e, runs.data.train, [starts[key] for key in missing], rewind_step))
+    trained = train_all(e, runs.data.train, [starts[key] for key in missing], rewind_step, store=runs.store)
+    ends |= {key: states[e.steps] for key, states in zip(missing, trained)}
     ends[IMP, 1.0, 0] = ends[RANDOM, 0.0, 0]
 
     rows = []

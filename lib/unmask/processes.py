@@ -9,20 +9,30 @@ from __future__ import annotations
 import functools
 import os
 
+from .errors import UnmaskError
+
 _joined = None  # torch.distributed, once this process has joined
 
 
 def join() -> None:
-    """Join the processes that torchrun started; on a machine with GPUs each takes the one of its local rank."""
+    """Join the processes that torchrun started; on a machine with GPUs each takes the one of its local rank.
+
+    Raises:
+        UnmaskError: there are more processes than GPUs.
+    """
     global _joined
-    if _joined or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if _joined or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         return
     import torch
     import torch.distributed
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus and local >= gpus:
+        raise UnmaskError(f"process {local} of this machine has no GPU of its own: there are {gpus}")
+    if gpus:
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo",
+                                         device_id=torch.device("cuda", local) if gpus else None)
     _joined = torch.distributed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,62 +20,75 @@ from .store import Store, reading_csv, write_atomically
 FOLDER = Path(__file__).resolve().parents[2] / "results"
 
 
-def publish(chosen: Experiment, store: Store, folder: Path = FOLDER) -> Path:
-    """Write the tables of the experiment that are whole in the store to `folder/PRESET`, with where they came from.
-
-    Other tables that an earlier call wrote there are removed.
+def check_name(chosen: Experiment, name: str | None) -> str:
+    """The name to publish under, by default the preset's.
 
     Raises:
-        UnmaskError: an experiment that is not a preset as it stands, nothing to publish, or a folder that cannot be
-            written.
+        UnmaskError: it is a preset's and the experiment is not that preset as it stands, or it is no plain name.
     """
-    import torch
+    name = name or chosen.preset
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise UnmaskError(f"publish={name!r}: must be a name of small letters, digits and _")
+    if name in PRESETS and chosen != PRESETS[name]:
+        raise UnmaskError(f"publish={name!r}: the experiment is not that preset as it stands; give it a name of its own")
+    return name
 
-    if chosen != experiment(chosen.preset):
-        raise UnmaskError(f"publish: only presets as they are can be published, and {chosen.preset} was changed")
+
+def publish(chosen: Experiment, store: Store, name: str | None = None, folder: Path = FOLDER) -> Path:
+    """Write the tables of the experiment that are whole in the store to `folder/name`, with where they came from.
+
+    Other tables that an earlier call wrote there are removed. Time and hardware are those of what the store still has.
+
+    Raises:
+        UnmaskError: as `check_name`; nothing to publish, or a folder that cannot be written.
+    """
+    name = check_name(chosen, name)
     names = measure.complete(chosen, store)
     if not names:
-        raise UnmaskError(f"publish: no table of {chosen.preset} is whole in {store.root}")
-    tables = {name: measure.table(name, chosen, store, jobs=1) for name in names}
+        raise UnmaskError(f"publish={name!r}: no table of the experiment is whole in {store.root}")
+    tables = {table: measure.table(table, chosen, store, jobs=1) for table in names}
     waves = measure.plan(Runs(chosen, store), names, jobs=1)
-    entries = [store.provenance(name) for wave in waves for task in wave for name, _ in task.outputs]
+    needed = [entry for wave in waves for task in wave for entry, _ in task.outputs]
+    entries = [store.provenance(entry) for entry in needed if entry in store]
     provenance = {
         "experiment": dataclasses.asdict(chosen), "identity": chosen.id, "published from commit": _commit(),
         "computed": " to ".join(sorted({min(e["date"] for e in entries)[:10], max(e["date"] for e in entries)[:10]})),
         "processor": ", ".join(sorted({e["processor"] for e in entries})),
-        "device": chosen.device if chosen.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu",
-        "core_seconds": round(sum(e["seconds"] for e in entries)), "versions": versions()}
-    target = folder / chosen.preset
+        "device": ", ".join(sorted({e.get("gpu", "cpu") for e in entries})),
+        "core_seconds": round(sum(e["seconds"] for e in entries)), "entries": len(entries),
+        "entries no longer in the store": len(needed) - len(entries), "versions": versions()}
+    target = folder / name
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for old in set(target.glob("*.csv")) - {target / f"{name}.csv" for name in names}:
+        for old in set(target.glob("*.csv")) - {target / f"{table}.csv" for table in names}:
             old.unlink()
-        for name, table in tables.items():
-            write_atomically(target / f"{name}.csv", table.to_csv(index=False, lineterminator="\n").encode())
+        for table, values in tables.items():
+            write_atomically(target / f"{table}.csv", values.to_csv(index=False, lineterminator="\n").encode())
         write_atomically(target / "provenance.json", (json.dumps(provenance, indent=1) + "\n").encode())
     except OSError as error:
         raise UnmaskError(f"publish={str(target)!r}: cannot be written: {error.strerror}") from error
     return target
 
 
-def published(preset: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str, pd.DataFrame], dict]:
-    """The experiment, tables and provenance that `publish` wrote for a preset.
+def published(name: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str, pd.DataFrame], dict]:
+    """The experiment, tables and provenance that `publish` wrote under a name.
 
     Raises:
         UnmaskError: nothing is published under that name.
     """
-    source = folder / preset
+    source = folder / name
     if not (source / "provenance.json").exists():
-        raise UnmaskError(f"preset={preset!r}: nothing is published for it in {folder}")
+        known = ", ".join(names(folder)) or "nothing"
+        raise UnmaskError(f"preset={name!r}: is not published; in {folder} there is {known}")
     provenance = json.loads((source / "provenance.json").read_text())
-    fields = {name: value for name, value in provenance["experiment"].items() if name != "preset"}
     tables = {path.stem: reading_csv(path) for path in sorted(source.glob("*.csv"))}
-    return experiment(preset, **fields), tables, provenance
+    return experiment(**provenance["experiment"]), tables, provenance
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """The presets that have published results, in the order of the presets."""
-    return [name for name in PRESETS if (folder / name / "provenance.json").exists()]
+    """What is published: presets in their order, then other names."""
+    found = sorted(path.parent.name for path in folder.glob("*/provenance.json"))
+    return sorted(found, key=lambda name: (list(PRESETS).index(name) if name in PRESETS else len(PRESETS), name))
 
 
 def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: dict) -> dict[str, float | str]:

@@ -16,7 +16,7 @@ from .chains import CHAINS, Place, Runs
 from .curvature import surviving
 from .networks import State
 from .pruning import Mask
-from .train import train
+from .train import train_all
 
 SOLUTION, PRUNED, REWOUND, RETRAINED = STAGES = ("solution", "pruned", "rewound", "retrained")
 RETRAINED_CUT, CONTINUED_CUT, ONE_SHOT_CUT = CUTS = ("retrained", "continued", "one-shot")
@@ -88,7 +88,7 @@ def refill(runs: Runs, seed: int) -> pd.DataFrame:
     rows = []
     for kind in CHAINS:
         starts = [runs.start(Place(kind, seed, start, level)) for level in e.control_levels]
-        trained = train(e, runs.data.train, starts, start, looks, runs.constant_lr(kind))
+        trained = train_all(e, runs.data.train, starts, start, looks, runs.constant_lr(kind), runs.store)
         for level, (_, mask, _), states in zip(e.control_levels, starts, trained):
             before = runs.tickets([Place(kind, seed, start, level - 1)])[0]
             limit = threshold(before.state, mask)

@@ -46,6 +46,7 @@ class Store:
 
     def __init__(self, root: Path | str | None = None):
         self.root = Path(root if root is not None else default_root()).expanduser().absolute()
+        self.unfinished: set[str] = set()  # trainings kept until what comes of them is stored
         with self._writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -67,11 +68,13 @@ class Store:
 
         self._put(name + TENSORS, st.save(tensors), seconds, wait)
 
-    def remove(self, name: str) -> None:
-        """Remove the tensors called `name`, if they are there."""
-        with self._writing(self.root / name):
-            for ending in (TENSORS + ".json", TENSORS):
-                (self.root / (name + ending)).unlink(missing_ok=True)
+    def finish(self) -> None:
+        """Remove the unfinished trainings that this process resumed or kept: what came of them is stored."""
+        for name in self.unfinished:
+            with self._writing(self.root / name):
+                for ending in (TENSORS + ".json", TENSORS):
+                    (self.root / (name + ending)).unlink(missing_ok=True)
+        self.unfinished.clear()
 
     def table(self, name: str, compute: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:  # noqa: F821
         """The stored table called `name`; computed and stored first if it is not there whole.
@@ -149,6 +152,8 @@ class Store:
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "torch": torch.__version__,
             "python": platform.python_version(), "processor": processor(),
         }
+        if torch.cuda.is_initialized():
+            about["gpu"] = torch.cuda.get_device_name()
         with self._writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)

@@ -21,13 +21,14 @@ from .experiments import Experiment
 from .networks import State
 from .store import Store
 
-def together(experiment: Experiment) -> int:
+
+def together(experiment: Experiment, device: torch.device) -> int:
     """How many replicates to train side by side.
 
     Several where each gets to the bit what it would get alone, so that results do not depend on who was with it: of
-    networks for signals. More than six gain nothing on a CPU.
+    networks for signals, on a CPU. More than six gain nothing there.
     """
-    return 6 if experiment.network.startswith("resnet1d") and processes.count() == 1 else 1
+    return 6 if experiment.network.startswith("resnet1d") and device.type == "cpu" else 1
 
 
 def generator(*names) -> torch.Generator:
@@ -55,7 +56,7 @@ class Start(NamedTuple):
     order: tuple
 
 
-def batches(experiment: Experiment, split: data.Split, orders: Sequence[tuple], start: int, stop: int,
+def batches(experiment: Experiment, split: data.Split | data.Stream, orders: Sequence[tuple], start: int, stop: int,
             ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of steps `start` to `stop` for replicates that each have a data order of their own.
 
@@ -82,7 +83,7 @@ def _epochs(experiment: Experiment, samples: int, orders: Sequence[tuple], start
         yield data.Batch(shuffled[:, here], draws[:, here])
 
 
-def train(experiment: Experiment, split: data.Split, replicates: Sequence[Start], start: int = 0,
+def train(experiment: Experiment, split: data.Split | data.Stream, replicates: Sequence[Start], start: int = 0,
           snapshots: Iterable[int] = (), lr: float | None = None, store: Store | None = None) -> list[dict[int, State]]:
     """Train each replicate within its mask from step `start` to the end of the schedule, or to the last snapshot.
 
@@ -98,14 +99,15 @@ def train(experiment: Experiment, split: data.Split, replicates: Sequence[Start]
         replicates: states at step `start`, masks and data orders.
         snapshots: steps at which to record the states; the end of the schedule if none are given.
         lr: a constant learning rate, in place of the schedule's.
-        store: where to keep an unfinished training once a minute; if it is there, it is resumed, to the same bits.
+        store: where to keep the training once a minute, until what comes of it is stored and `Store.finish` is called;
+            if it is there, it is resumed, to the same bits.
 
     Returns:
         For each replicate, its state at each snapshot, by step.
 
     Raises:
-        UnmaskError: a snapshot is before `start` or beyond the end, a replicate's weights are no longer finite, or the
-            batch cannot be shared equally among the processes.
+        UnmaskError: a snapshot is before `start` or beyond the end, a replicate's weights are no longer finite, or
+            several processes cannot share the batch equally, or not at all as the network is for signals.
     """
     e = experiment
     snapshots = sorted(set(snapshots)) or [e.steps]
@@ -113,6 +115,8 @@ def train(experiment: Experiment, split: data.Split, replicates: Sequence[Start]
         raise UnmaskError(f"snapshots={snapshots}: must be between start ({start}) and steps ({e.steps})")
     if e.batch_size % processes.count():
         raise UnmaskError(f"batch_size={e.batch_size}: must be a multiple of the {processes.count()} processes")
+    if processes.count() > 1 and e.network.startswith("resnet1d"):
+        raise UnmaskError(f"network={e.network!r}: is trained by one process; run it without torchrun")
 
     count, orders = len(replicates), [replicate.order for replicate in replicates]
     network = networks.build(e, count).to(split.device)
@@ -136,36 +140,41 @@ def train(experiment: Experiment, split: data.Split, replicates: Sequence[Start]
                 weights.sub_(update, alpha=learning_rate(e, step) if lr is None else lr).mul_(alive)
             if step + 1 in snapshots:
                 recorded[step + 1] = networks.state_of(network)
-            unfinished.save(step + 1, network, velocity, recorded)
+            unfinished.save(step + 1, network, velocity, recorded, last=step + 1 == snapshots[-1])
     states = {step: networks.unstack(recorded[step], count) for step in snapshots}
     for replicate, state in zip(replicates, states[snapshots[-1]]):
         if not all(tensor.isfinite().all() for tensor in state.values()):
             raise UnmaskError(f"training diverged: weights are not finite after step {snapshots[-1]} with lr={e.lr} "
                               f"and data order {'/'.join(map(str, replicate.order))}")
-    unfinished.remove()
     return [{step: states[step][i] for step in snapshots} for i in range(count)]
 
 
 class Unfinished:
-    """A training on its way, in the store once a minute, under a name that follows from where and how it started."""
+    """A training on its way, in the store once a minute, under names that follow from where and how it started.
+
+    Of two names in turns, so that there is always one that is whole. A training of less than a minute leaves nothing.
+    """
 
     SECONDS = 60.0
 
     def __init__(self, store: Store | None, experiment: Experiment, replicates: Sequence[Start], start: int,
                  snapshots: Sequence[int], lr: float | None):
-        self.store, self.saved = store, time.monotonic()
+        self.store, self.saved, self.names = store, time.monotonic(), []
         if store is not None:
             digest = hashlib.sha256(repr((start, snapshots, lr, [r.order for r in replicates])).encode())
             for replicate in replicates:
                 for tensor in (*replicate.state.values(), *replicate.mask.values()):
                     digest.update(tensor.numpy().tobytes())
-            self.name = f"{experiment.recipe}/unfinished/{digest.hexdigest()[:16]}"
+            name = f"{experiment.recipe}/unfinished/{digest.hexdigest()[:16]}"
+            self.names = [f"{name}-{turn}" for turn in "ab"]
 
     def load(self, network: nn.Module, velocity: Tensor, recorded: dict[int, State]) -> int | None:
         """Put network, velocity and snapshots where they were; the number of steps done, or None if there is nothing."""
-        found = self.store and self.store.tensors(self.name)
+        found = [tensors for name in self.names if (tensors := self.store.tensors(name))]
         if not found:
             return None
+        self.store.unfinished.update(self.names)
+        found = max(found, key=lambda tensors: int(tensors["step"]))
         parts = defaultdict(dict)
         for name, tensor in found.items():
             part, _, rest = name.partition("/")
@@ -175,27 +184,27 @@ class Unfinished:
         recorded |= {int(part): state for part, state in parts.items() if part.isdecimal()}
         return int(found["step"])
 
-    def save(self, step: int, network: nn.Module, velocity: Tensor, recorded: dict[int, State]) -> None:
-        """Store all this if the last time was a minute ago."""
-        if self.store is None or time.monotonic() - self.saved < self.SECONDS:
+    def save(self, step: int, network: nn.Module, velocity: Tensor, recorded: dict[int, State], last: bool) -> None:
+        """Store all this if the last time was a minute ago; at the end, if it was stored before."""
+        if self.store is None or processes.rank() > 0:
             return
-        states = {"network": networks.state_of(network)} | {str(step): state for step, state in recorded.items()}
+        stored_before = self.names[0] in self.store.unfinished
+        if time.monotonic() - self.saved < self.SECONDS and not (last and stored_before):
+            return
+        states = {"network": networks.state_of(network)} | {str(at): state for at, state in recorded.items()}
         tensors = {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
-        self.store.put_tensors(self.name, tensors | {"velocity": velocity.cpu(), "step": torch.tensor(step)}, wait=False)
+        self.store.unfinished.update(self.names)
+        self.store.put_tensors(self.names[0], tensors | {"velocity": velocity.cpu(), "step": torch.tensor(step)}, wait=False)
+        self.names.reverse()
         self.saved = time.monotonic()
 
-    def remove(self) -> None:
-        if self.store is not None:
-            self.store.remove(self.name)
 
-
-def train_all(experiment: Experiment, split: data.Split, replicates: Sequence[Start], start: int,
-              store: Store | None = None) -> list[State]:
-    """The state of each replicate at the end of the schedule, `together` side by side at a time; see `train`."""
-    size = together(experiment)
+def train_all(experiment: Experiment, split: data.Split | data.Stream, replicates: Sequence[Start], *arguments,
+              **options) -> list[dict[int, State]]:
+    """`train` for any number of replicates, as many side by side as go `together`."""
+    size = together(experiment, split.device)
     groups = (replicates[first:first + size] for first in range(0, len(replicates), size))
-    return [states[experiment.steps] for group in groups
-            for states in train(experiment, split, group, start, store=store)]
+    return [states for group in groups for states in train(experiment, split, group, *arguments, **options)]
 
 
 class Performance(NamedTuple):
@@ -206,7 +215,7 @@ class Performance(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: data.Split) -> Performance:
+def evaluate(network: nn.Module, split: data.Split | data.Stream) -> Performance:
     """Error and loss of the network as it is, with running batch-norm statistics.
 
     Several processes evaluate a share of the samples each.
