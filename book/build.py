@@ -17,6 +17,9 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from unmask.results import versions
+from unmask.store import processor
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path("build/src")
 INDEX = Path("build/_build/html/index.html")
@@ -97,6 +100,8 @@ def commit_outputs(page):
     notebook, executed = nbformat.read(page, 4), nbformat.read(SOURCE / page, 4)
     fresh = {cell.id: cell for cell in executed.cells}
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
+    if any("nbval-check-output" in cell.metadata.get("tags", []) for cell in notebook.cells):
+        notebook.metadata["unmask"] = {"processor": processor(), "versions": versions()}  # of what is compared
     for cell in notebook.cells:
         for noise in ("papermill", "execution", "ExecuteTime", "collapsed"):
             cell.metadata.pop(noise, None)

@@ -121,20 +121,31 @@ def counted(table):
 @pytest.mark.parametrize("page", [page for page in PAGES if source(page).endswith(".ipynb")
                                   and page != "book/scale"])
 def test_verdicts_are_those_that_are_committed_up_to_chance(page):
-    """On another processor trainings differ as over seeds, and a narrow verdict may turn. Counts that chance does not
-    explain (Fisher's exact test at one in a thousand) mean that the code computes something else."""
+    """On the processor they come from, to the last case. On another, trainings differ as over seeds, and a narrow verdict
+    may turn; counts that chance does not explain (Fisher's exact test at one in a thousand), or more than half of three
+    or more cases, mean that the code computes something else."""
     from scipy.stats import fisher_exact
+
+    from unmask.results import versions
+    from unmask.store import processor
+
+    notebook = nbformat.read(ROOT / source(page), 4)
+    same_machine = notebook.metadata.get("unmask") == {"processor": processor(), "versions": versions()}
+
+    def explained(ours, theirs):
+        if same_machine or sum(ours) == 0 or sum(theirs) == 0:
+            return ours == theirs or not same_machine
+        moved = abs(ours[0] / sum(ours) - theirs[0] / sum(theirs))
+        return fisher_exact([ours, theirs]).pvalue >= 0.001 and (moved <= 0.5 or min(sum(ours), sum(theirs)) < 3)
 
     built = [counted(table) for table in parsed(html_file(page)).select("table.verdicts")]
     committed = [counted(BeautifulSoup("".join(output["data"]["text/html"]), "html.parser"))
-                 for cell in nbformat.read(ROOT / source(page), 4).cells if cell.cell_type == "code"
+                 for cell in notebook.cells if cell.cell_type == "code"
                  for output in cell.outputs if "text/html" in output.get("data", {})]
     assert built and len(built) == len(committed)
     for ours, theirs in zip(built, committed):
         assert list(ours) == list(theirs)
-        changed = {claim: (ours[claim], theirs[claim]) for claim in ours
-                   if fisher_exact([ours[claim], theirs[claim]]).pvalue < 0.001}
-        assert not changed
+        assert not {claim: (ours[claim], theirs[claim]) for claim in ours if not explained(ours[claim], theirs[claim])}
 
 
 # --- as a reader sees it

@@ -169,12 +169,15 @@ class Store:
 
 @functools.cache
 def processor() -> str:
-    """The processor's name, as the system gives it."""
+    """The processor's name, as the system gives it, and where it can be told its model: many kinds share a name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        lines = []
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = about.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key.removeprefix('cpu ')} {about[key]}" for key in ("cpu family", "model", "stepping") if key in about]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def reading_csv(source) -> pandas.DataFrame:  # noqa: F821
