@@ -71,13 +71,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _presets(_) -> None:
     fields = [field.name for field in dataclasses.fields(Experiment) if field.name != "preset"]
-    width = max(map(len, fields)) + 2
-    print("".ljust(width) + "".join(name.rjust(18) for name in PRESETS))
-    for field in fields:
-        values = (getattr(preset, field) for preset in PRESETS.values())
-        print(field.ljust(width) + "".join(
-            (",".join(map(str, v)) if isinstance(v, tuple) else str(v)).rjust(18) for v in values))
-    print("identity".ljust(width) + "".join(preset.id.rjust(18) for preset in PRESETS.values()))
+    columns = [["", *fields, "identity"]]
+    for name, preset in PRESETS.items():
+        columns.append([name, *(_shown(getattr(preset, field)) for field in fields), preset.id])
+    widths = [2 + max(map(len, column)) for column in columns]
+    for name, *values in zip(*columns):
+        print(name.ljust(widths[0]) + "".join(value.rjust(width) for value, width in zip(values, widths[1:])))
+
+
+def _shown(value) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _run(options) -> None:
