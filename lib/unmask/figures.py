@@ -130,7 +130,7 @@ def barrier_against_excess(ax: Axes, pairs: pd.DataFrame, experiment: Experiment
     ax.scatter([], [], s=34, facecolor="none", edgecolor="0.3", label=f"more than {e.higher_sparsity:.0%} of weights")
     for matching, connected in ((True, True), (True, False), (False, True), (False, False)):
         count = int(((pairs.matching == matching) & (pairs.connected == connected)).sum())
-        words = ("matching" if matching else "not matching") + (", connected" if connected else ", not connected")
+        words = ("matching," if matching else "not matching,") + ("\nconnected" if connected else "\nnot connected")
         ax.annotate(f"{words}: {count}", (0.01 if matching else 0.99, 0.02 if connected else 1.01),
                     xycoords="axes fraction", ha="left" if matching else "right", va="bottom", fontsize="small")
     ax.set(xlim=(left, right), ylim=(bottom, top), xlabel="test error above the dense network (percentage points)",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import measure
+from . import claims, measure
 from .chains import Runs
 from .errors import UnmaskError
 from .experiments import PRESETS, Experiment, experiment
@@ -93,8 +93,19 @@ def names(folder: Path = FOLDER) -> list[str]:
 
 def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: dict) -> dict[str, float | str]:
     """What the prose about published results quotes, by name; errors in percent."""
-    levels = tables["levels"]
+    levels, last = tables["levels"], chosen.levels
+    pairs = claims.successive(levels, tables["segments"], chosen)
+    late = claims.with_matching(levels, chosen).query("rewind_step == @chosen.rewind_steps[-1]")
+    sparsest = late[late.matching].groupby("seed").density.min()
+    controls = tables["controls"][tables["controls"].level == chosen.control_levels[-1]].groupby("kind").barrier.mean()
     return {
+        "dense_error": float(100 * levels[levels.level == 0].test_error.mean()),
+        "last_error": float(100 * late[late.level == last].test_error.mean()), "last_density": float(100 * levels.density.min()),
+        "sparsest": float(100 * sparsest.mean()), "pairs": float(len(pairs)),
+        "largest_barrier": float(100 * pairs.barrier.max()), "not_matching": float((~pairs.matching).sum()),
+        "control_density": float(100 * tables["controls"].density.min()),
+        "barrier_imp": float(100 * controls["imp"]), "barrier_random": float(100 * controls["random"]),
+        "barrier_shuffled": float(100 * controls["shuffled"]),
         "setting": {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}.get(chosen.network, chosen.network),
         "data": {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(chosen.dataset, chosen.folder or chosen.dataset),
         "seeds": float(chosen.seeds), "agreement": 100 * chosen.agreement, "epsilon": 100 * chosen.epsilon,
