@@ -58,7 +58,7 @@ def main():
     with single_thread():
         rate = matrix_rate(device)
         for name, work in works(device):
-            rows[name] = work(rate)
+            rows[name] = work(rate) if device.type == "cuda" else alone(work, rate)  # CUDA does not survive a fork
             print(line(name, rows[name], earlier.get(name)), flush=True)
         grown = growth(device)
     if options.open_lth:
@@ -87,6 +87,21 @@ def works(device):
         yield name, lambda rate, work=work: work(e, device)
 
 
+def alone(work, rate):
+    """The row of one work, measured in a process of its own: so its peak memory is its own as well."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, json.dumps(work(rate)).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        row = json.loads(pipe.read() or "null")
+    if os.waitpid(child, 0)[1] or row is None:
+        sys.exit("bench: a measurement failed, see above")
+    return row
+
+
 def line(name, row, earlier):
     parts = [f"{name:<42}{row['milliseconds']:>10.3f} ms"]
     if "per second" in row:
@@ -111,7 +126,9 @@ def timed(function, device=None):
 
 
 def peak():
-    """Most memory this process has used, in MB."""
+    """Most memory this process has used, in MB; on a GPU, most of the GPU's."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
