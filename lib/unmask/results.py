@@ -109,7 +109,7 @@ def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: 
         "setting": {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}.get(chosen.network, chosen.network),
         "data": {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(chosen.dataset, chosen.folder or chosen.dataset),
         "seeds": float(chosen.seeds), "agreement": 100 * chosen.agreement, "epsilon": 100 * chosen.epsilon,
-        "lmc_threshold": 100 * chosen.lmc_threshold, "weights": float(levels.survivors.max()),
+        "lmc_threshold": 100 * chosen.lmc_threshold, "weights": float(levels.survivors.max()), "limit_level": float(chosen.limit_levels[-1]),
         "core_hours": provenance["core_seconds"] / 3600, "computed": provenance["computed"],
         "processor": provenance["processor"], "commit": provenance["published from commit"]}
 
