@@ -154,7 +154,7 @@ def training(e, device, rate):
     """One training step of one replicate, beside that of the textbook loop."""
     split = random_data(e, e.train_samples).to(device)
     mask = pruning.dense_mask(networks.build(e))
-    starts = [Start(networks.initial_state(e, generator(i)), mask, (i,)) for i in range(together(e))]
+    starts = [Start(networks.initial_state(e, generator(i)), mask, (i,)) for i in range(together(e, device))]
     steps = 10 if e.network == "resnet20" else 60
     plain = textbook(e, starts[0], split, device)
 

@@ -100,7 +100,8 @@ def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: 
     controls = tables["controls"][tables["controls"].level == chosen.control_levels[-1]].groupby("kind").barrier.mean()
     return {
         "dense_error": float(100 * levels[levels.level == 0].test_error.mean()),
-        "last_error": float(100 * late[late.level == last].test_error.mean()), "last_density": float(100 * levels.density.min()),
+        "last_error": float(100 * late[late.level == last].test_error.mean()),
+        "last_density": float(100 * levels.density.min()),
         "sparsest": float(100 * sparsest.mean()), "pairs": float(len(pairs)),
         "largest_barrier": float(100 * pairs.barrier.max()), "not_matching": float((~pairs.matching).sum()),
         "control_density": float(100 * tables["controls"].density.min()),
@@ -109,7 +110,8 @@ def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: 
         "setting": {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}.get(chosen.network, chosen.network),
         "data": {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(chosen.dataset, chosen.folder or chosen.dataset),
         "seeds": float(chosen.seeds), "agreement": 100 * chosen.agreement, "epsilon": 100 * chosen.epsilon,
-        "lmc_threshold": 100 * chosen.lmc_threshold, "weights": float(levels.survivors.max()), "limit_level": float(chosen.limit_levels[-1]),
+        "lmc_threshold": 100 * chosen.lmc_threshold, "weights": float(levels.survivors.max()),
+        "limit_level": float(chosen.limit_levels[-1]),
         "core_hours": provenance["core_seconds"] / 3600, "computed": provenance["computed"],
         "processor": provenance["processor"], "commit": provenance["published from commit"]}
 
