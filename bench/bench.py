@@ -190,7 +190,7 @@ class Images(Dataset):
 def textbook(e, start, split, device):
     """The loop as most would write it: a function that takes so many steps."""
     if e.dataset == "mnist1d":
-        transform, module = (lambda x: x), PlainResNet1d(e.width)
+        transform, module = (lambda x: x), PlainResNet1d(e.width, *((5, 2) if e.network.endswith("strided") else (3, 1)))
     else:
         transform = v2.Compose([v2.ToPILImage(), *([v2.RandomCrop(e.image_size, 4), v2.RandomHorizontalFlip()]
                                                    if e.augmentation == "crop-flip" else []),
@@ -232,11 +232,11 @@ class PlainBlock(nn.Module):
 
 
 class PlainResNet1d(nn.Module):
-    """The miniature's network as most would write it."""
+    """The networks for signals as most would write them."""
 
-    def __init__(self, w):
+    def __init__(self, w, kernel, stride):
         super().__init__()
-        self.stem, self.norm = nn.Conv1d(1, w, 5, 2, 2, bias=False), nn.BatchNorm1d(w)
+        self.stem, self.norm = nn.Conv1d(1, w, kernel, stride, kernel // 2, bias=False), nn.BatchNorm1d(w)
         self.blocks = nn.Sequential(PlainBlock(w, w, 1), PlainBlock(w, 2 * w, 2), PlainBlock(2 * w, 4 * w, 2))
         self.linear = nn.Linear(4 * w, 10)
 
