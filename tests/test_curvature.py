@@ -90,6 +90,16 @@ def case(request):
     return network, mask, samples(70)
 
 
+def test_fewer_steps_of_lanczos_are_the_beginning_of_more():
+    from unmask.curvature import spectral_densities
+
+    operator = aslinearoperator(symmetric(np.linspace(0, 1, 80)))
+    together = spectral_densities(operator, 3, (7, 14, 90), generator("probes"))
+    for steps, found in zip((7, 14, 90), together):
+        alone = spectral_density(operator, 3, steps, generator("probes"))
+        assert np.array_equal(found.values, alone.values) and np.array_equal(found.weights, alone.weights)
+
+
 def test_hessian_equals_torchs_dense_one(case, monkeypatch):
     monkeypatch.setattr(curvature, "_SAMPLES", 32)  # several unequal batches, and a last chunk of vectors
     expected = reference(*case)

@@ -8,7 +8,8 @@ the network's own precision, so a float32 network resolves eigenvalues down to a
 from __future__ import annotations
 
 import copy
-from typing import Callable, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -154,9 +155,14 @@ def lanczos(operator: LinearOperator, start: np.ndarray, steps: int) -> Spectrum
     Raises:
         UnmaskError: fewer than one step.
     """
-    if steps < 1:
-        raise UnmaskError(f"steps={steps!r}: must be 1 or more")
-    (size, probes), steps = start.shape, min(steps, len(start))
+    return _lanczos(operator, start, (steps,))[0]
+
+
+def _lanczos(operator: LinearOperator, start: np.ndarray, stops: Sequence[int]) -> list[Spectrum]:
+    """`lanczos` for several numbers of steps at the price of the largest: fewer steps are the beginning of more."""
+    if min(stops) < 1:
+        raise UnmaskError(f"steps={min(stops)!r}: must be 1 or more")
+    (size, probes), steps = start.shape, min(max(stops), len(start))
     basis, diagonal, beside = np.zeros((probes, steps, size)), np.zeros((probes, steps)), np.zeros((probes, steps))
     vectors = start / np.linalg.norm(start, axis=0)
     for step in range(steps):
@@ -169,8 +175,12 @@ def lanczos(operator: LinearOperator, start: np.ndarray, steps: int) -> Spectrum
         length = np.linalg.norm(images, axis=0)
         vectors = np.divide(images, length, out=np.zeros_like(images), where=np.tile(length > 0, (size, 1)))
         beside[:, step] = length
-    rows = [scipy.linalg.eigh_tridiagonal(d, b[:-1]) for d, b in zip(diagonal, beside)]
-    return Spectrum(np.array([values for values, _ in rows]), size * np.array([first[0] ** 2 for _, first in rows]))
+    spectra = []
+    for stop in stops:
+        rows = [scipy.linalg.eigh_tridiagonal(d[:stop], b[:min(stop, steps) - 1]) for d, b in zip(diagonal, beside)]
+        spectra.append(Spectrum(np.array([values for values, _ in rows]),
+                                size * np.array([vectors[0] ** 2 for _, vectors in rows])))
+    return spectra
 
 
 def spectral_density(operator: LinearOperator, probes: int, steps: int, generator: torch.Generator) -> Spectrum:
@@ -182,10 +192,16 @@ def spectral_density(operator: LinearOperator, probes: int, steps: int, generato
     Raises:
         UnmaskError: fewer than one probe or step.
     """
+    return spectral_densities(operator, probes, (steps,), generator)[0]
+
+
+def spectral_densities(operator: LinearOperator, probes: int, stops: Sequence[int], generator: torch.Generator,
+                       ) -> list[Spectrum]:
+    """`spectral_density` by each of several numbers of steps, from the same probes, at the price of the largest."""
     if probes < 1:
         raise UnmaskError(f"probes={probes!r}: must be 1 or more")
     signs = torch.randint(2, (probes, operator.shape[0]), generator=generator).numpy().T * 2.0 - 1
-    return lanczos(operator, signs, steps)
+    return _lanczos(operator, signs, stops)
 
 
 def trace(operator: LinearOperator, probes: int, generator: torch.Generator) -> tuple[float, float]:

@@ -100,10 +100,11 @@ def stored_curvature(runs: Runs, seed: int, level: int) -> dict[str, torch.Tenso
     exact = len(solution.weights) <= EXACT_UP_TO and (level > 0 or first)
     compared = first and level in (e.limit_levels[0], e.limit_levels[-1])
     found = {}
-    for steps in (e.lanczos_steps, 2 * e.lanczos_steps) if compared else () if exact else (e.lanczos_steps,):
-        spectrum = curvature.spectral_density(solution.operator, e.lanczos_probes, steps,
-                                              generator(seed, "spectrum", level))
-        found |= {f"{steps}.values": spectrum.values, f"{steps}.weights": spectrum.weights}
+    if compared or not exact:
+        stops = (e.lanczos_steps, 2 * e.lanczos_steps) if compared else (e.lanczos_steps,)
+        for steps, spectrum in zip(stops, curvature.spectral_densities(
+                solution.operator, e.lanczos_probes, stops, generator(seed, "spectrum", level))):
+            found |= {f"{steps}.values": spectrum.values, f"{steps}.weights": spectrum.weights}
     if exact:
         networks.load_state(runs.network, solution.state)
         runs.network.eval()

@@ -121,7 +121,8 @@ def train(experiment: Experiment, split: data.Split | data.Stream, replicates: S
     count, orders = len(replicates), [replicate.order for replicate in replicates]
     network = networks.build(e, count).to(split.device)
     networks.load_state(network, networks.stack([pruning.apply(r.mask, r.state) for r in replicates]))
-    weights, gradient, alive = _as_vectors(network, networks.stack([r.mask for r in replicates]))
+    weights, alive = _as_vector(network, networks.stack([r.mask for r in replicates]))
+    parameters = list(network.parameters())
     velocity = torch.zeros_like(weights)
     logits_of = network if processes.count() == 1 else DistributedDataParallel(network)
     unfinished = Unfinished(store, e, replicates, start, snapshots, lr)
@@ -131,9 +132,10 @@ def train(experiment: Experiment, split: data.Split | data.Stream, replicates: S
     with networks.kernels(network, e.precision), single_thread():
         for step, (x, y) in enumerate(batches(e, split, orders, begin, snapshots[-1]), begin):
             loss = F.cross_entropy(logits_of(x), y, reduction="sum") * count / len(y)  # replicates' mean losses, added
-            gradient.zero_()
+            network.zero_grad()
             loss.backward()
             with torch.no_grad():
+                gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])
                 update = velocity.mul_(e.momentum).add_(gradient) if e.momentum else gradient
                 if e.weight_decay:
                     update.add_(weights, alpha=e.weight_decay)
@@ -223,27 +225,25 @@ def evaluate(network: nn.Module, split: data.Split | data.Stream) -> Performance
     network.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=split.device)
     with networks.kernels(network):
-        for x, y in split.chunks(1000, processes.rank(), processes.count()):
+        for x, y in split.chunks(500, processes.rank(), processes.count()):
             logits = network(x).double()
             sums += torch.stack([(logits.argmax(1) != y).sum(), F.cross_entropy(logits, y, reduction="sum")])
     wrong, loss = (processes.mean(sums) * processes.count() / len(split.y)).tolist()
     return Performance(wrong, loss)
 
 
-def _as_vectors(network: nn.Module, mask: pruning.Mask) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay the parameters and their gradients out in one vector each, of which they become views, and the mask likewise.
+def _as_vector(network: nn.Module, mask: pruning.Mask) -> tuple[Tensor, Tensor]:
+    """Lay the parameters out in one vector, of which they become views, and the mask beside it.
 
     One update of one vector costs a tenth of one update for each of some thirty small tensors.
     """
     named = dict(network.named_parameters())
     weights = torch.cat([p.detach().flatten() for p in named.values()])
-    gradient = torch.zeros_like(weights)
     alive = torch.cat([mask[n].flatten().to(p) if n in mask else torch.ones_like(p).flatten()
                        for n, p in named.items()])
-    sizes = [p.numel() for p in named.values()]
-    for parameter, value, slope in zip(named.values(), weights.split(sizes), gradient.split(sizes)):
-        parameter.data, parameter.grad = value.view_as(parameter), slope.view_as(parameter)
-    return weights, gradient, alive
+    for parameter, part in zip(named.values(), weights.split([p.numel() for p in named.values()])):
+        parameter.data = part.view_as(parameter)
+    return weights, alive
 
 
 @contextlib.contextmanager
