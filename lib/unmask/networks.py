@@ -31,8 +31,11 @@ class SignalNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training and not torch.is_grad_enabled():
             return super().forward(x)
+        if not self.training:  # the same in operations that are faster than its kernel under forward differentiation
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            return torch.addcmul((self.bias - self.running_mean * scale)[:, None, None], x, scale[:, None, None])
         channels, count = x.shape[1], x[0, 0].numel()
         y, mean, rstd = torch.native_group_norm(x, self.weight, self.bias, 1, channels, count, channels, self.eps)
         with torch.no_grad():
