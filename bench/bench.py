@@ -23,11 +23,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
+import textbook
 from unmask import barriers, curvature, landscape, networks, pruning
 from unmask.chains import Runs
 from unmask.data import Data, Split, root
@@ -156,7 +156,7 @@ def training(e, device, rate):
     mask = pruning.dense_mask(networks.build(e))
     starts = [Start(networks.initial_state(e, generator(i)), mask, (i,)) for i in range(together(e, device))]
     steps = 10 if e.network == "resnet20" else 60
-    plain = textbook(e, starts[0], split, device)
+    plain = textbook_loop(e, split, device)
 
     def ours():
         train(e.but(steps=steps + 1, rewind_steps=(0,)), split, starts, snapshots=[steps])
@@ -187,10 +187,10 @@ class Images(Dataset):
         return self.transform(self.x[index]), self.y[index]
 
 
-def textbook(e, start, split, device):
+def textbook_loop(e, split, device):
     """The loop as most would write it: a function that takes so many steps."""
     if e.dataset == "mnist1d":
-        transform, module = (lambda x: x), PlainResNet1d(e.width, *((5, 2) if e.network.endswith("strided") else (3, 1)))
+        transform, module = (lambda x: x), textbook.network(e)
     else:
         transform = v2.Compose([v2.ToPILImage(), *([v2.RandomCrop(e.image_size, 4), v2.RandomHorizontalFlip()]
                                                    if e.augmentation == "crop-flip" else []),
@@ -217,31 +217,6 @@ def textbook(e, start, split, device):
                     return
 
     return run
-
-
-class PlainBlock(nn.Module):
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.conv1, self.norm1 = nn.Conv1d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm1d(outputs)
-        self.conv2, self.norm2 = nn.Conv1d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm1d(outputs)
-        self.shortcut = nn.Sequential() if inputs == outputs else nn.Sequential(
-            nn.Conv1d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm1d(outputs))
-
-    def forward(self, x):
-        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.shortcut(x))
-
-
-class PlainResNet1d(nn.Module):
-    """The networks for signals as most would write them."""
-
-    def __init__(self, w, kernel, stride):
-        super().__init__()
-        self.stem, self.norm = nn.Conv1d(1, w, kernel, stride, kernel // 2, bias=False), nn.BatchNorm1d(w)
-        self.blocks = nn.Sequential(PlainBlock(w, w, 1), PlainBlock(w, 2 * w, 2), PlainBlock(2 * w, 4 * w, 2))
-        self.linear = nn.Linear(4 * w, 10)
-
-    def forward(self, x):
-        return self.linear(self.blocks(F.relu(self.norm(self.stem(x)))).mean(2))
 
 
 def measured(function, device):

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
 
+import textbook
 from unmask import data, networks, pruning
 from unmask.chains import Runs
 from unmask.errors import UnmaskError
@@ -48,31 +48,6 @@ def pets(**changes):
 
 # --- networks
 
-class TextbookBlock(nn.Module):
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential() if inputs == outputs else nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
-
-
-def textbook(e):
-    """The network as a textbook would write it."""
-    if e.network == "lenet-300-100":
-        return nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
-    widths, depth = ((16, 32, 64), 3) if e.network == "resnet20" else ((64, 128, 256, 512), 2)
-    layers, before = [nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()], widths[0]
-    for stage, width in enumerate(widths):
-        for i in range(depth):
-            layers.append(TextbookBlock(before, width, 2 if stage > 0 and i == 0 else 1))
-            before = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, e.classes))
-
-
 @pytest.mark.parametrize("preset, parameters, prunable", [
     ("mnist_lenet", 266_610, 265_200), ("cifar10_resnet20", 272_474, 270_896), ("cifar100_resnet18", 11_220_132, 11_210_432),
     ("imagenet_resnet50", 25_557_032, 25_502_912)])
@@ -87,7 +62,7 @@ def test_networks_have_as_many_parameters_as_in_the_papers(preset, parameters, p
 def test_networks_equal_the_textbook_s(preset, training):
     e = experiment(preset)
     state = networks.initial_state(e, generator("test"))
-    ours, theirs = networks.build(e), textbook(e)
+    ours, theirs = networks.build(e), textbook.network(e)
     networks.load_state(ours, state)
     names = [name for name in theirs.state_dict() if not name.endswith("tracked")]
     assert [t.shape for t in state.values()] == [theirs.state_dict()[name].shape for name in names]

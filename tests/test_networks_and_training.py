@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+import textbook
 from unmask import data, networks, pruning
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
@@ -20,44 +20,18 @@ from unmask.train import (
 )
 
 
-class PlainBlock(nn.Module):
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.conv1, self.norm1 = nn.Conv1d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm1d(outputs)
-        self.conv2, self.norm2 = nn.Conv1d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm1d(outputs)
-        if inputs != outputs:
-            self.conv3, self.norm3 = nn.Conv1d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm1d(outputs)
-
-    def forward(self, x):
-        shortcut = self.norm3(self.conv3(x)) if hasattr(self, "conv3") else x
-        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + shortcut)
-
-
-class PlainResNet(nn.Module):
-    """The network as a textbook would write it: nn.Conv1d and nn.BatchNorm1d on (batch, channels, length)."""
-
-    def __init__(self, w, kernel, stride):
-        super().__init__()
-        self.stem, self.norm = nn.Conv1d(1, w, kernel, stride, kernel // 2, bias=False), nn.BatchNorm1d(w)
-        self.blocks = nn.Sequential(PlainBlock(w, w, 1), PlainBlock(w, 2 * w, 2), PlainBlock(2 * w, 4 * w, 2))
-        self.linear = nn.Linear(4 * w, 10)
-
-    def forward(self, x):
-        return self.linear(self.blocks(F.relu(self.norm(self.stem(x)))).mean(2))
-
-
-def plain(state, width, kernel, stride):
-    network = PlainResNet(width, kernel, stride)
+def plain(state, e):
+    network = textbook.network(e)
     network.load_state_dict({n: t.squeeze(-1) if t.dim() == 4 else t for n, t in state.items()}, strict=False)
     return network
 
 
-@pytest.mark.parametrize("name, kernel, stride", [("resnet1d", 3, 1), ("resnet1d-strided", 5, 2)])
+@pytest.mark.parametrize("name", ["resnet1d", "resnet1d-strided"])
 @pytest.mark.parametrize("training", [True, False])
-def test_network_equals_the_textbook_network(name, kernel, stride, training):
+def test_network_equals_the_textbook_network(name, training):
     e = experiment("miniature", network=name)
     state = networks.initial_state(e, generator("test"))
-    ours, theirs = networks.build(e), plain(state, 8, kernel, stride)
+    ours, theirs = networks.build(e), plain(state, e)
     networks.load_state(ours, state)
     x, y = torch.randn(64, 1, 40, generator=generator("x")), torch.arange(64) % 10
     gradients = []
@@ -93,7 +67,7 @@ def test_training_equals_torch_sgd_on_the_textbook_network(setting):
     mask = pruning.prune_random(dense, 1000, generator("mask"))
     ours = train(e, split, [Start(state, mask, ("order",))])[0][e.steps]
 
-    network = plain(pruning.apply(mask, state), e.width, 5, 2)
+    network = plain(pruning.apply(mask, state), e)
     optimizer = torch.optim.SGD(network.parameters(), lr=e.lr, momentum=e.momentum, weight_decay=e.weight_decay)
     masks = {n: m.squeeze(-1) if m.dim() == 4 else m for n, m in mask.items()}
     for step, (x, y) in enumerate(batches(e, split, [("order",)], 0, e.steps)):
@@ -189,7 +163,7 @@ def test_evaluation_equals_the_textbook(setting):
     network = networks.build(e)
     networks.load_state(network, state)
     error, loss = evaluate(network, split)
-    logits = plain(state, e.width, 5, 2).eval()(split.x).detach()
+    logits = plain(state, e).eval()(split.x).detach()
     assert error == pytest.approx(float((logits.argmax(1) != split.y).double().mean()))
     assert loss == pytest.approx(float(F.cross_entropy(logits, split.y)), rel=1e-5)
 
