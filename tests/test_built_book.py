@@ -133,8 +133,10 @@ def test_verdicts_are_those_that_are_committed_up_to_chance(page):
     same_machine = notebook.metadata.get("unmask") == {"processor": processor(), "versions": versions()}
 
     def explained(ours, theirs):
-        if same_machine or sum(ours) == 0 or sum(theirs) == 0:
-            return ours == theirs or not same_machine
+        if same_machine:
+            return ours == theirs
+        if not sum(ours) or not sum(theirs):
+            return True
         moved = abs(ours[0] / sum(ours) - theirs[0] / sum(theirs))
         return fisher_exact([ours, theirs]).pvalue >= 0.001 and (moved <= 0.5 or min(sum(ours), sum(theirs)) < 3)
 

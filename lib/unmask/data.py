@@ -140,11 +140,16 @@ def _normalised(e: Experiment, train: Split, test: Split) -> Data:
 
 
 def _first(e: Experiment, split: str, found: Split) -> Split:
-    wanted = getattr(e, f"{split}_samples")
     _check_classes(e, int(found.y.max()) + 1)
-    if wanted > len(found.y):
-        raise UnmaskError(f"{split}_samples={wanted}: {e.dataset} has {len(found.y)}")
+    wanted = _wanted(e, f"{split}_samples", len(found.y))
     return Split(found.x[:wanted], found.y[:wanted])
+
+
+def _wanted(e: Experiment, field: str, there: int) -> int:
+    wanted = getattr(e, field)
+    if wanted > there:
+        raise UnmaskError(f"{field}={wanted}: {e.folder or e.dataset} has {there}")
+    return wanted
 
 
 def _check_classes(e: Experiment, count: int) -> None:
@@ -257,9 +262,7 @@ def _visible(path: Path) -> list[Path]:
 
 def _drawn(e: Experiment, field: str, tree: _Tree) -> _Tree:
     """So many images as the experiment says, in an order that mixes the classes."""
-    wanted = getattr(e, field)
-    if wanted > len(tree.paths):
-        raise UnmaskError(f"{field}={wanted}: {e.folder} has {len(tree.paths)}")
+    wanted = _wanted(e, field, len(tree.paths))
     order = torch.randperm(len(tree.paths), generator=torch.Generator().manual_seed(e.data_seed))[:wanted]
     fingerprint = hashlib.sha256(f"{tree.fingerprint} {e.data_seed} {wanted}".encode()).hexdigest()[:10]
     return _Tree([tree.paths[i] for i in order], tree.labels[order], tree.classes, fingerprint)

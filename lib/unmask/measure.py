@@ -173,8 +173,11 @@ def _check_table(name: str) -> None:
 def complete(experiment: Experiment, store: Store) -> list[str]:
     """The tables of the experiment that are in the store with all their parts."""
     runs = Runs(experiment, store)
-    return [name for name in TABLES
-            if all(_part_name(runs, name, keys) + TABLE in store for keys in _all_keys(experiment, name))]
+    return [name for name in TABLES if _is_complete(runs, name)]
+
+
+def _is_complete(runs: Runs, name: str) -> bool:
+    return all(_part_name(runs, name, keys) + TABLE in runs.store for keys in _all_keys(runs.experiment, name))
 
 
 def compute(experiment: Experiment, store: Store, jobs: int | None = None, tables: tuple[str, ...] = tuple(TABLES),
@@ -192,7 +195,7 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
     waves = plan(runs, tables, jobs)
     names = [name for wave in waves for task in wave for name, _ in task.outputs]
     store.drop_damaged(names)  # before anything is built on it
-    if all(_part_name(runs, name, keys) + TABLE in store for name in tables for keys in _all_keys(experiment, name)):
+    if all(_is_complete(runs, name) for name in tables):
         return
     data.load(experiment, store)  # generated once, before there are several processes to do it
     parallel.run(waves, experiment, store, jobs)
@@ -216,7 +219,6 @@ def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Tas
     """All trainings the tables need, then all measurements, in waves: a wave needs nothing but the waves before it.
 
     The largest Hessian takes as long as many measurements: those that need none go beside it.
-
     Replicates that can be trained side by side share a task, as long as there is a task for every one of `jobs`.
     """
     e = runs.experiment

@@ -133,12 +133,11 @@ def bench_table(measured: dict) -> pd.DataFrame:
     table = pd.DataFrame({
         "ms": rows["milliseconds"].map("{:,.2f}".format), "per second": rows["per second"],
         "GFLOP/s": rows["GFLOP/s"], "% of matrix product": 100 * rows["of matrix product"],
-        "times the textbook loop": rows["textbook ratio"]})
+        "times the textbook loop": rows["textbook ratio"], "peak MB": rows["peak MB"]})
     formats = {"per second": "{:,.0f}", "GFLOP/s": "{:.1f}", "% of matrix product": "{:.0f}",
-               "times the textbook loop": "{:.1f}"}
+               "times the textbook loop": "{:.1f}", "peak MB": "{:,.0f}"}
     for name, form in formats.items():
         table[name] = table[name].map(lambda value, form=form: "–" if value != value else form.format(value))
-    table["peak MB"] = rows["peak MB"].map("{:,.0f}".format)
     return table.rename_axis("work")
 
 
