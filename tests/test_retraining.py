@@ -1,12 +1,16 @@
 """What retraining does: shares and lengths counted by hand, and tables that agree with the stored trainings."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from unmask import chains, measure, networks, pruning, retraining
 from unmask.chains import RETRAININGS, Place, Runs
+from unmask.errors import UnmaskError
 from unmask.experiments import experiment
+from unmask.store import TENSORS, Store
 from unmask.train import Start, evaluate, learning_rate, train
 
 # Two layers of a toy network and a bias that must not count: magnitudes 1 to 6.
@@ -25,12 +29,12 @@ def table(runs, name):
 
 def test_shares_below_the_threshold_counted_by_hand():
     kept = pruning.prune_magnitude(STATE, ALL, 4)
-    limit = retraining.threshold(STATE, kept)
+    limit = pruning.threshold(STATE, kept)
     assert limit == 3.0
-    assert retraining.share_below(STATE, ALL, limit) == 2 / 6
-    assert retraining.share_below(STATE, kept, limit) == 0.0  # the gap is empty: the threshold itself is kept
+    assert pruning.share_below(STATE, ALL, limit) == 2 / 6
+    assert pruning.share_below(STATE, kept, limit) == 0.0  # the gap is empty: the threshold itself is kept
     shrunk = {name: tensor / 1.5 for name, tensor in STATE.items()}  # 3 and 4 fall below, 5 and 6 do not
-    assert retraining.share_below(shrunk, kept, limit) == 2 / 4
+    assert pruning.share_below(shrunk, kept, limit) == 2 / 4
 
 
 def test_projection_length_is_the_norm_of_the_removed_weights():
@@ -79,6 +83,20 @@ def test_refill_ends_where_the_stored_training_ended(runs):
         assert below.index[0] == 5 and below.index[-1] == e.steps and below.index.is_monotonic_increasing
         assert below[5] == gaps[seed, "rewound"] and below[e.steps] == gaps[seed, "retrained"]
     assert course.share.min() == 0 and course.share.max() == 1
+
+
+def test_a_course_is_noted_in_training_or_found_by_training_again(runs, tmp_path):
+    store = Store(tmp_path)
+    shutil.copytree(runs.store.root, store.root, dirs_exist_ok=True)
+    again, places = Runs(runs.experiment, store), [Place(kind, 1, 5, 2) for kind in chains.CHAINS]
+    noted = again.courses(places)
+    tickets = {place: store.provenance(again.name(place) + TENSORS) for place in places}
+    for place in places:
+        (store.root / f"{again.name(place)}-course{TENSORS}.json").unlink()
+    assert again.courses(places) == noted
+    assert tickets == {place: store.provenance(again.name(place) + TENSORS) for place in places}  # not written again
+    with pytest.raises(UnmaskError, match="level=0: is not retrained after a cut"):
+        again.courses([Place("imp", 1, 0, 0)])
 
 
 def test_next_cuts_are_projections_of_the_networks_they_name(runs):

@@ -12,17 +12,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 from . import data, networks, pruning
 from .errors import UnmaskError
 from .experiments import Experiment
 from .networks import State
 from .pruning import Mask
-from .store import Store
+from .store import TENSORS, Store
 from .train import Performance, Start, evaluate, generator, learning_rate, resolve_device, single_thread, train_all
 
 CONTROLS = ("random", "shuffled", "reinitialized", "one-shot")
 RETRAININGS = ("lr-rewound", "fine-tuned")  # chains like IMP's, which go on from the pruned weights without rewinding
 CHAINS = ("imp", *RETRAININGS)
+
+# Shares of a retraining at which to look at its weights: densely at first, where most of it happens.
+_LOOKS = (0, 0.01, 0.02, 0.03, 0.05, 0.075, *(i / 20 for i in range(2, 21)))
 
 
 class Place(NamedTuple):
@@ -123,14 +128,27 @@ class Runs:
         missing = [place for place, ticket in found.items() if ticket is None]
         if dense := [place for place in missing if place.level == 0]:
             self._store_dense(sorted({place.seed for place in dense}))
-        together = defaultdict(list)
-        for place in missing:
-            if place.level > 0:
-                step = 0 if place.kind == "reinitialized" else place.rewind_step
-                together[step, self.constant_lr(place.kind)].append(place)
-        for (step, lr), group in together.items():
-            self._store_sparse(group, step, lr)
+        sparse = [place for place in missing if place.level > 0]
+        self._store_sparse(sparse, watched=[place for place in sparse if self._is_watched(place)])
         return [found[place] or self._read(place) for place in places]
+
+    def courses(self, places: Sequence[Place]) -> list[dict[int, float]]:
+        """How many survivors are below the cut's threshold during retraining: for each place, their share by step.
+
+        For places in `CHAINS`. Those of the control levels from the last rewind step are noted when they are trained;
+        for others the training is done once more.
+
+        Raises:
+            UnmaskError: a place that is not retrained after a cut.
+        """
+        for place in places:
+            self._check(place)
+            if place.kind not in CHAINS or place.level == 0:
+                raise UnmaskError(f"kind={place.kind!r}, level={place.level}: is not retrained after a cut")
+        found = {place: self._read_course(place) for place in places}
+        missing = [place for place, course in found.items() if course is None]
+        self._store_sparse(missing, watched=missing)
+        return [found[place] or self._read_course(place) for place in places]
 
     def name(self, place: Place) -> str:
         """The place's name in the store."""
@@ -173,15 +191,41 @@ class Runs:
             self._put(Place("imp", seed, 0, 0), Ticket(states[end], self.dense_mask), seconds)
         self.store.finish()
 
-    def _store_sparse(self, places: Sequence[Place], step: int, lr: float | None) -> None:
-        """Train the networks at `places`, all from `step`, to the end; at a constant learning rate if there is one."""
-        starts = [self.start(place) for place in places]
-        began, end = time.perf_counter(), self.experiment.steps
-        trained = train_all(self.experiment, self.data.train, starts, step, lr=lr, store=self.store)
-        seconds = (time.perf_counter() - began) / len(places)
-        for place, start, states in zip(places, starts, trained):
-            self._put(place, Ticket(states[end], start.mask), seconds)
-        self.store.finish()
+    def _is_watched(self, place: Place) -> bool:
+        e = self.experiment
+        return place.kind in CHAINS and place.rewind_step == e.rewind_steps[-1] and place.level in e.control_levels
+
+    def _course_name(self, place: Place) -> str:
+        return f"{self.name(place)}-course"
+
+    def _read_course(self, place: Place) -> dict[int, float] | None:
+        stored = self.store.tensors(self._course_name(place))
+        return stored and dict(zip(stored["step"].tolist(), stored["below"].tolist()))
+
+    def _put_course(self, place: Place, mask: Mask, states: dict[int, State]) -> None:
+        limit = pruning.threshold(self.tickets([place._replace(level=place.level - 1)])[0].state, mask)
+        below = [pruning.share_below(state, mask, limit) for state in states.values()]
+        self.store.put_tensors(self._course_name(place), {
+            "step": torch.tensor(list(states)), "below": torch.tensor(below, dtype=torch.float64)})
+
+    def _store_sparse(self, places: Sequence[Place], watched: Sequence[Place]) -> None:
+        """Train the networks at `places`, side by side where they can be; of those `watched`, keep their course as well."""
+        alike = defaultdict(list)
+        for place in places:
+            step = 0 if place.kind == "reinitialized" else place.rewind_step
+            alike[step, self.constant_lr(place.kind)].append(place)
+        for (step, lr), group in alike.items():
+            starts = [self.start(place) for place in group]
+            began, end = time.perf_counter(), self.experiment.steps
+            looks = {step + round(share * (end - step)) for share in _LOOKS if set(group) & set(watched)} | {end}
+            trained = train_all(self.experiment, self.data.train, starts, step, looks, lr, self.store)
+            seconds = (time.perf_counter() - began) / len(group)
+            for place, start, states in zip(group, starts, trained):
+                if place in watched:
+                    self._put_course(place, start.mask, states)
+                if self.name(place) + TENSORS not in self.store:
+                    self._put(place, Ticket(states[end], start.mask), seconds)
+            self.store.finish()
 
     def start(self, place: Place) -> Start:
         """Where the training of a sparse network (level 1 or more) starts from."""

@@ -232,7 +232,7 @@ def all_verdicts(tables: dict[str, pd.DataFrame], experiment: Experiment) -> Ver
         sgd_robustness: ("levels", "perturbations"),
         pruning_limit: ("levels", "predictions", "displacements", "prunings"),
         role_of_retraining: ("levels", "gaps", "next_cuts", "retraining_methods"),
-        error_landscape: ("landscape", "segments", "levels")}
+        error_landscape: ("landscape", "levels")}
     optional = {"retraining_methods"}
     return Verdicts([row for finding, names in findings.items() if set(names) - optional <= set(tables)
                      for row in finding(*(tables.get(name) for name in names), experiment).rows])
@@ -621,25 +621,23 @@ def role_of_retraining(levels: pd.DataFrame, gaps: pd.DataFrame, cuts: pd.DataFr
                f"{where}, fine-tuning does not", ~sparse["matching"]["fine-tuned"].astype(bool))])
 
 
-def plane_barriers(landscape: pd.DataFrame, segments: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment,
-                   ) -> pd.DataFrame:
-    """The pairs of solutions that are pictured: barrier along the plane's segment, and what Finding 1's tables say.
+def plane_barriers(landscape: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """The pairs of solutions that are pictured: barrier along the plane's segment, and does the next level match?
 
-    Columns: seed, rewind_step, level, next_level, barrier, barrier_table, connected, connected_table, matching.
+    Columns: seed, rewind_step, level, next_level, barrier, connected, matching.
     """
     keys = ["seed", "rewind_step", "level", "next_level"]
     ours = landscape[(landscape.plane == "solutions") & (landscape.what == "segment")]
     ours = ours.groupby(keys)[["t", "test_error"]].apply(barrier).rename("barrier").reset_index()
-    theirs = successive(levels, segments, experiment)[[*keys, "barrier", "connected", "matching"]]
-    table = ours.merge(theirs, on=keys, suffixes=("", "_table")).rename(columns={"connected": "connected_table"})
+    reached = with_matching(levels, experiment)[["seed", "rewind_step", "level", "matching"]]
+    table = ours.merge(reached.rename(columns={"level": "next_level"}), on=["seed", "rewind_step", "next_level"])
     return table.assign(connected=table.barrier < experiment.lmc_threshold)
 
 
-def landscape_in_numbers(landscape: pd.DataFrame, segments: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment,
-                         ) -> dict[str, float]:
+def landscape_in_numbers(landscape: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> dict[str, float]:
     """The numbers that the prose of the picture quotes, by name; errors in percent."""
     e = experiment
-    pairs = plane_barriers(landscape, segments, levels, e).set_index("rewind_step")
+    pairs = plane_barriers(landscape, levels, e).set_index("rewind_step")
     numbers = _common_numbers(e) | {
         "early_step": float(e.rewind_steps[0]), "level": float(pairs.level.iloc[0]),
         "next_level": float(pairs.next_level.iloc[0]), "plane_points": float(e.plane_points),
@@ -655,11 +653,10 @@ def landscape_in_numbers(landscape: pd.DataFrame, segments: pd.DataFrame, levels
     return numbers
 
 
-def error_landscape(landscape: pd.DataFrame, segments: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment,
-                    ) -> Verdicts:
+def error_landscape(landscape: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> Verdicts:
     """The picture, of one seed: is the segment between two solutions flat in the plane that is drawn?"""
     e = experiment
-    pairs = plane_barriers(landscape, segments, levels, e)
+    pairs = plane_barriers(landscape, levels, e)
     first, last = (pairs[pairs.rewind_step == step] for step in (e.rewind_steps[0], e.rewind_steps[-1]))
     rows = [
         _share(e, "picture", "fig-solutions",
@@ -668,7 +665,5 @@ def error_landscape(landscape: pd.DataFrame, segments: pd.DataFrame, levels: pd.
         _share(e, "picture", "fig-solutions",
                "from the first rewind step, the pictured pair does not match, and the plane has a hill between its "
                "networks",
-               ~first.matching & ~first.connected, needed=1),
-        _share(e, "picture", "fig-solutions", "planes and segments agree on which pairs are connected",
-               pairs.connected == pairs.connected_table, needed=1)]
+               ~first.matching & ~first.connected, needed=1)]
     return Verdicts([row | {"seeds": 1} for row in rows])

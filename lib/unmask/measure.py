@@ -209,10 +209,9 @@ def training_steps(e: Experiment) -> dict[str, int]:
     pairs = sum((2 * len(e.perturbation_lengths) + 1 - (level > 0)) * (e.steps - step)
                 for step in e.rewind_steps for level in e.probe_levels)
     methods = len(RETRAININGS) * e.levels * late
-    courses = len(CHAINS) * len(e.control_levels) * late
     return {"Findings 0 and 1": e.seeds * (e.steps + chains + controls), "Finding 2": e.seeds * pairs,
             "Finding 3": e.seeds * len(e.limit_levels) * len(limits.MASKS) * len(e.prune_ratios) * late,
-            "Finding 4": e.seeds * (methods + courses)}
+            "Finding 4": e.seeds * methods}
 
 
 def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Task]]:

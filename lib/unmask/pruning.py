@@ -66,6 +66,16 @@ def prune_magnitude(state: State, mask: Mask, keep: int) -> Mask:
     return _prune_lowest(scores, mask, keep)
 
 
+def threshold(state: State, mask: Mask) -> float:
+    """The smallest magnitude in `state` that `mask` keeps."""
+    return min(float(state[name][kept].abs().min()) for name, kept in mask.items() if kept.any())
+
+
+def share_below(state: State, mask: Mask, limit: float) -> float:
+    """Share of the mask's survivors whose magnitude in `state` is below `limit`."""
+    return sum(int((state[name][kept].abs() < limit).sum()) for name, kept in mask.items()) / survivors(mask)
+
+
 def prune_random(mask: Mask, keep: int, generator: torch.Generator) -> Mask:
     """Keep `keep` survivors chosen at random over all layers together.
 

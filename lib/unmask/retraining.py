@@ -16,7 +16,6 @@ from .chains import CHAINS, Place, Runs
 from .curvature import surviving
 from .networks import State
 from .pruning import Mask
-from .train import train_all
 
 SOLUTION, PRUNED, REWOUND, RETRAINED = STAGES = ("solution", "pruned", "rewound", "retrained")
 RETRAINED_CUT, CONTINUED_CUT, ONE_SHOT_CUT = CUTS = ("retrained", "continued", "one-shot")
@@ -24,18 +23,6 @@ RETRAINED_CUT, CONTINUED_CUT, ONE_SHOT_CUT = CUTS = ("retrained", "continued", "
 # Edges of the histogram, in thresholds: 1 is among them, so that the gap is a whole number of bins, and the last bin
 # takes all that is larger.
 EDGES = np.append(np.arange(0, 61) / 10, np.inf)
-# Shares of a retraining at which to look at its weights: densely at first, where most of it happens.
-_LOOKS = (0, 0.01, 0.02, 0.03, 0.05, 0.075, *np.arange(2, 21) / 20)
-
-
-def threshold(solution: State, mask: Mask) -> float:
-    """The smallest magnitude in `solution` that `mask` keeps."""
-    return float(np.abs(surviving(solution, mask)).min())
-
-
-def share_below(state: State, mask: Mask, limit: float) -> float:
-    """Share of the mask's survivors whose magnitude in `state` is below `limit`."""
-    return float((np.abs(surviving(state, mask)) < limit).mean())
 
 
 def stages(runs: Runs, seed: int, rewind_step: int, level: int) -> tuple[dict[str, tuple[State, Mask]], float]:
@@ -47,7 +34,7 @@ def stages(runs: Runs, seed: int, rewind_step: int, level: int) -> tuple[dict[st
     rewound = runs.rewind_point(seed, rewind_step)
     states = (before.state, before.state, rewound, after.state)
     masks = (before.mask, after.mask, after.mask, after.mask)
-    return dict(zip(STAGES, zip(states, masks))), threshold(before.state, after.mask)
+    return dict(zip(STAGES, zip(states, masks))), pruning.threshold(before.state, after.mask)
 
 
 def magnitudes(runs: Runs, seed: int) -> pd.DataFrame:
@@ -72,28 +59,22 @@ def gaps(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
     for level in range(1, runs.experiment.levels + 1):
         ways, limit = stages(runs, seed, rewind_step, level)
         rows += [{"level": level, "density": runs.density(level), "stage": stage,
-                  "below": share_below(state, mask, limit)} for stage, (state, mask) in ways.items()]
+                  "below": pruning.share_below(state, mask, limit)} for stage, (state, mask) in ways.items()]
     return pd.DataFrame(rows)
 
 
 def refill(runs: Runs, seed: int) -> pd.DataFrame:
     """How many survivors are below the cut's threshold during retraining, by each method, from the last rewind step.
 
-    The levels' own trainings, run once more to look at them on the way. Columns: kind (of `chains.CHAINS`), level,
-    step, share (of the retraining), below (share of the survivors).
+    Columns: kind (of `chains.CHAINS`), level, step, share (of the retraining), below (share of the survivors).
     """
     e, start = runs.experiment, runs.experiment.rewind_steps[-1]
-    length = e.steps - start
-    looks = sorted({start + round(share * length) for share in _LOOKS})
     rows = []
     for kind in CHAINS:
-        starts = [runs.start(Place(kind, seed, start, level)) for level in e.control_levels]
-        trained = train_all(e, runs.data.train, starts, start, looks, runs.constant_lr(kind), runs.store)
-        for level, (_, mask, _), states in zip(e.control_levels, starts, trained):
-            before = runs.tickets([Place(kind, seed, start, level - 1)])[0]
-            limit = threshold(before.state, mask)
-            rows += [{"kind": kind, "level": level, "step": step, "share": (step - start) / length,
-                      "below": share_below(state, mask, limit)} for step, state in states.items()]
+        places = [Place(kind, seed, start, level) for level in e.control_levels]
+        for place, course in zip(places, runs.courses(places)):
+            rows += [{"kind": kind, "level": place.level, "step": step, "share": (step - start) / (e.steps - start),
+                      "below": below} for step, below in course.items()]
     return pd.DataFrame(rows)
 
 
@@ -146,10 +127,10 @@ def retraining_methods(runs: Runs, seed: int) -> pd.DataFrame:
                                           for reached in (level - 1, level)])
             path = segment(runs.network, before.state, after.state, grid(e.barrier_points), runs.data,
                            ("test_error",))
-            limit = threshold(before.state, after.mask)
+            limit = pruning.threshold(before.state, after.mask)
             rows.append({"kind": kind, "level": level, "density": runs.density(level),
                          "previous_error": path["test_error"].iloc[0],
                          "cut_error": runs.evaluate(pruning.apply(after.mask, before.state)).error,
                          "test_error": path["test_error"].iloc[-1], "barrier": barrier(path),
-                         "below": share_below(after.state, after.mask, limit)})
+                         "below": pruning.share_below(after.state, after.mask, limit)})
     return pd.DataFrame(rows)
