@@ -12,8 +12,10 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import joblib
 import nbformat
 import yaml
 
@@ -37,9 +39,7 @@ def main():
     times = {"compute": timed(run, "unmask", "run", "miniature")}
     stage()
     notebooks = [page for page in toc_files() if page.suffix == ".ipynb"]
-    for page in notebooks:
-        times[str(page)] = timed(run, "unmask", "execute", page, "--output", SOURCE / page)
-        save_main_figure(page)
+    times["notebooks"] = timed(execute, notebooks)
     times["pages"] = timed(run, "jupyter-book", "build", SOURCE, "--path-output", "build", "-W", "--keep-going", "-q")
     if publish:
         IMAGES.mkdir(exist_ok=True)
@@ -60,6 +60,14 @@ def run(command, *arguments):
     code = subprocess.run([BIN / command, *arguments]).returncode
     if code:
         sys.exit(f"book/build.py: failed with exit status {code}: {command} {' '.join(arguments)}")
+
+
+def execute(notebooks):
+    """Execute them side by side: their tables are in the store."""
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+        list(pool.map(lambda page: run("unmask", "execute", page, "--output", SOURCE / page), notebooks))
+    for page in notebooks:
+        save_main_figure(page)
 
 
 def timed(function, *arguments):

@@ -195,6 +195,19 @@ def test_the_level_table_says_what_evaluation_says(runs):
     assert row.survivors == 961 and row.density == 961 / 1876
 
 
+def test_train_error_may_be_that_of_the_first_samples(smoke_store):
+    from unmask import networks
+    from unmask.train import evaluate
+
+    some = Runs(experiment("smoke", train_measured=50), smoke_store)
+    rows = measure.table("levels", some.experiment, smoke_store, 1).set_index(["seed", "rewind_step", "level"])
+    everything = measure.table("levels", experiment("smoke"), smoke_store, 1).set_index(["seed", "rewind_step", "level"])
+    assert (rows.test_error == everything.test_error).all() and (rows.train_loss != everything.train_loss).all()
+    networks.load_state(some.network, some.level(1, 5, 3).state)
+    first = some.data.train.head(50)
+    assert len(first.y) == 50 and rows.train_loss[1, 5, 3] == evaluate(some.network, first).loss
+
+
 def test_unknown_table_is_refused(runs):
     with pytest.raises(UnmaskError, match="table='nope': must be one of levels, segments"):
         measure.table("nope", runs.experiment, runs.store)

@@ -23,7 +23,7 @@ def test_every_changed_field_gives_a_new_identity():
                    device="cpu",
                    probe_levels=(1,), perturbation_lengths=(0.0, 1.0), limit_levels=(1,), prune_ratios=(0.5,),
                    image_size=28, classes=9, augmentation="crop-flip", folder="pets", warmup=0.1, precision="bf16",
-                   curvature_samples=50, lanczos_probes=3, lanczos_steps=5, loss_height=0.1, limit_tolerance=0.2)
+                   curvature_samples=50, lanczos_probes=3, lanczos_steps=5, loss_height=0.1, limit_tolerance=0.2, train_measured=7)
     smoke, digest = PRESETS["smoke"], Experiment.digest
     fields = [name for name in Experiment.__dataclass_fields__ if name != "preset"]
     ids = {smoke.id}
@@ -39,7 +39,8 @@ def test_every_changed_field_gives_a_new_identity():
 def test_counting_and_judging_reuse_trainings_but_training_settings_do_not():
     smoke = PRESETS["smoke"]
     for change in (dict(seeds=9), dict(levels=5), dict(rewind_steps=(0, 9)), dict(epsilon=0.5), dict(barrier_points=7),
-                   dict(probe_levels=(1,)), dict(prune_ratios=(0.3,)), dict(loss_height=1.0)):
+                   dict(probe_levels=(1,)), dict(prune_ratios=(0.3,)), dict(loss_height=1.0),
+                   dict(train_measured=50)):
         assert smoke.but(**change).recipe == smoke.recipe
     for change in (dict(lr=0.3), dict(steps=41), dict(width=5), dict(prune_fraction=0.5), dict(data_seed=1)):
         assert smoke.but(**change).recipe != smoke.recipe
@@ -71,6 +72,8 @@ def test_counting_and_judging_reuse_trainings_but_training_settings_do_not():
     (dict(prune_ratios=[0.5, 1.0]), "prune_ratios=[0.5, 1.0]: must be at least one, increasing, each in (0, 1)"),
     (dict(prune_ratios=[0.0]), "prune_ratios=[0.0]"),
     (dict(curvature_samples=501), "curvature_samples=501: must be at most train_samples (500)"),
+    (dict(train_measured=501), "train_measured=501: must be at most train_samples (500)"),
+    (dict(train_measured=-1), "train_measured=-1: must be 0 or more"),
     (dict(loss_height=0.0), "loss_height=0.0: must be above 0"),
     (dict(plane_points=20), "plane_points=20: must be odd"),
     (dict(gap_refilled=1.5), "gap_refilled=1.5: must be in (0, 1)"),
@@ -148,5 +151,5 @@ PINNED = {
     "mnist_lenet": ("788ed10cc8", "mnist-lenet-300-100-e844af970f"),
     "cifar10_resnet20": ("f372f39dcd", "cifar10-resnet20-a564285d7c"),
     "cifar100_resnet18": ("ca3ef64f75", "cifar100-resnet18-3127a276ce"),
-    "imagenet_resnet50": ("10c23c90d0", "imagefolder-resnet50-5e6f7eca02"),
+    "imagenet_resnet50": ("12247f2f57", "imagefolder-resnet50-5e6f7eca02"),
 }

@@ -292,6 +292,7 @@ def test_a_stream_is_the_same_however_it_is_read(tree, store):
     assert not torch.equal(whole[0][0], whole[3][0])
     plain = torch.cat([x for x, _ in split.chunks(17)])
     assert torch.equal(plain, torch.cat([x for x, _ in split.chunks(60)])) and torch.equal(plain[:9], split.first(9).x)
+    assert torch.equal(plain[:9], torch.cat([x for x, _ in split.head(9).chunks(60)]))
     assert torch.equal(plain[1::3], torch.cat([x for x, _ in split.chunks(5, 1, 3)]))
 
 

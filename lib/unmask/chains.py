@@ -66,6 +66,11 @@ class Runs:
         with single_thread():  # the mean of the pixels is a sum
             return data.Data(*(split.to(self.device) for split in data.load(self.experiment, self.store)))
 
+    @functools.cached_property
+    def measured(self) -> data.Data:
+        """What to measure performance on: all test samples, and of the training samples the experiment's `train_measured`."""
+        return self.data._replace(train=self.data.train.head(self.experiment.train_measured or None))
+
     def survivors(self, level: int) -> int:
         """How many prunable weights a level keeps."""
         return pruning.survivors_at(pruning.survivors(self.dense_mask), self.experiment.prune_fraction, level)
@@ -77,7 +82,7 @@ class Runs:
     def evaluate(self, state: State, split: str = "test") -> Performance:
         """Error and loss of a state on the "test" or "train" split."""
         networks.load_state(self.network, state)
-        return evaluate(self.network, getattr(self.data, split))
+        return evaluate(self.network, getattr(self.measured, split))
 
     def initial(self, seed: int) -> State:
         """The network's state at initialisation."""

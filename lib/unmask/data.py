@@ -59,6 +59,10 @@ class Split(NamedTuple):
         x, y = self.x[first::step], self.y[first::step]
         return ((self.inputs(some), labels) for some, labels in zip(x.split(size), y.split(size)))
 
+    def head(self, count: int) -> Split:
+        """The split of the first `count` samples."""
+        return self._replace(x=self.x[:count], y=self.y[:count])
+
     def first(self, count: int) -> Split:
         """The first `count` samples, as inputs."""
         return Split(self.inputs(self.x[:count]), self.y[:count])
@@ -328,6 +332,9 @@ class Stream:
     def chunks(self, size: int, first: int = 0, step: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         every = torch.arange(first, len(self.y), step)
         return self._load(chunk.tolist() for chunk in every.split(min(size, 250)))
+
+    def head(self, count: int) -> Stream:
+        return Stream(self.paths[:count], self.y[:count], self.size, self.device)
 
     def first(self, count: int) -> Split:
         parts = list(self._load([range(count)]))

@@ -91,6 +91,7 @@ _ALLOWED = {
     "limit_tolerance": ("in (0, 1)", _share),
     "gap_refilled": ("in (0, 1)", _share),
     "plane_points": ("odd and 3 or more", lambda v: v >= 3 and v % 2 == 1),
+    "train_measured": ("0 or more", lambda v: v >= 0),
     "device": ("'auto', 'cpu', 'cuda' or 'cuda:N'",
                lambda v: re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", v)),
 }
@@ -167,6 +168,7 @@ class Experiment:
     augmentation: str = "none"
     warmup: float = 0.0
     precision: str = "float32"  # in training; everything is measured in float32
+    train_measured: int = 0  # train error and loss are those of the first so many training samples; 0: of all
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -196,8 +198,9 @@ class Experiment:
             raise _bad("augmentation", self.augmentation, f"one of {', '.join(augmentations)} for {self.dataset}")
         if self.batch_size > self.train_samples:
             raise _bad("batch_size", self.batch_size, f"at most train_samples ({self.train_samples})")
-        if self.curvature_samples > self.train_samples:
-            raise _bad("curvature_samples", self.curvature_samples, f"at most train_samples ({self.train_samples})")
+        for name in ("curvature_samples", "train_measured"):
+            if getattr(self, name) > self.train_samples:
+                raise _bad(name, getattr(self, name), f"at most train_samples ({self.train_samples})")
         if self.rewind_steps[-1] >= self.steps:
             raise _bad("rewind_steps", self.rewind_steps, f"at most {self.steps - 1} each, before the last step")
 
@@ -368,6 +371,7 @@ PRESETS = {
             _CIFAR10, preset="imagenet_resnet50", dataset="imagefolder", folder="imagenet", image_size=224, classes=1000,
             train_samples=1_281_167, test_samples=50_000, augmentation="resized-crop", network="resnet50", width=64,
             steps=90 * 1251, batch_size=1024, lr=0.4, milestones=(30 / 90, 60 / 90, 80 / 90), warmup=5 / 90,
-            rewind_steps=(0, 1251, 5 * 1251), levels=10, probe_levels=(4, 8), lanczos_probes=2, lanczos_steps=20),
+            rewind_steps=(0, 1251, 5 * 1251), levels=10, probe_levels=(4, 8), lanczos_probes=2, lanczos_steps=20,
+            train_measured=50_000),
     )
 }

@@ -221,7 +221,7 @@ def prunings(runs: Runs, seed: int, level: int) -> pd.DataFrame:
         projection = pruning.apply(mask, solution.state)
         distance = np.linalg.norm(solution.weights - surviving(projection, solution.mask))
         for weights, state in (("projection", projection), ("retrained", trained[e.steps])):
-            path = segment(runs.network, solution.state, state, grid(e.barrier_points), runs.data,
+            path = segment(runs.network, solution.state, state, grid(e.barrier_points), runs.measured,
                            ("test_error",))
             rows.append({"mask": kind, "ratio": ratio, "weights": weights, "test_error": path["test_error"].iloc[-1],
                          "barrier": barrier(path), "distance": distance})

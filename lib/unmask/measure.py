@@ -46,7 +46,7 @@ def segments(runs: Runs, seed: int, rewind_step: int) -> pd.DataFrame:
         ends = [runs.level(seed, rewind_step, end).state for end in (level, level + 1)]
         for norms, points in ((INTERPOLATED, grid(runs.experiment.barrier_points)),
                               (REESTIMATED, (0.0, 0.5, 1.0))):
-            part = segment(runs.network, *ends, points, runs.data, reestimate=norms == REESTIMATED)
+            part = segment(runs.network, *ends, points, runs.measured, reestimate=norms == REESTIMATED)
             parts.append(_labelled(part, level=level, next_level=level + 1, norms=norms))
     return pd.concat(parts, ignore_index=True)
 
@@ -76,7 +76,7 @@ def controls(runs: Runs, seed: int) -> pd.DataFrame:
         tickets = {"imp": runs.level(seed, e.rewind_steps[-1], level)}
         tickets |= {kind: runs.control(kind, seed, level) for kind in CONTROLS}
         for kind, ticket in tickets.items():
-            path = segment(runs.network, previous, ticket.state, grid(e.barrier_points), runs.data,
+            path = segment(runs.network, previous, ticket.state, grid(e.barrier_points), runs.measured,
                            ("test_error",))
             train = runs.evaluate(ticket.state, "train")
             rows.append({"kind": kind, "level": level, "density": runs.density(level),
@@ -116,14 +116,14 @@ def _levels_of(field: str, e: Experiment) -> tuple[int, ...]:
 
 
 TABLES = {
-    "levels": Table(levels, ("seed", "rewind_step"), ("levels",)),
-    "segments": Table(segments, ("seed", "rewind_step"), ("levels", "barrier_points")),
+    "levels": Table(levels, ("seed", "rewind_step"), ("levels", "train_measured")),
+    "segments": Table(segments, ("seed", "rewind_step"), ("levels", "barrier_points", "train_measured")),
     "pairs": Table(pairs, ("seed", "rewind_step"), ("levels",)),
-    "controls": Table(controls, ("seed",), ("levels", "barrier_points", "control_every", "rewind_steps")),
+    "controls": Table(controls, ("seed",), ("levels", "barrier_points", "control_every", "rewind_steps", "train_measured")),
     "magnitudes": Table(retraining.magnitudes, ("seed",), ("levels", "control_every", "rewind_steps")),
     "gaps": Table(retraining.gaps, ("seed", "rewind_step"), ("levels",)),
     "refill": Table(retraining.refill, ("seed",), ("levels", "control_every", "rewind_steps")),
-    "next_cuts": Table(retraining.next_cuts, ("seed",), ("levels", "rewind_steps")),
+    "next_cuts": Table(retraining.next_cuts, ("seed",), ("levels", "rewind_steps", "train_measured")),
     "retraining_methods": Table(retraining.retraining_methods, ("seed",),
                                 ("levels", "barrier_points", "control_every", "rewind_steps")),
     "landscape": Table(landscape.landscape, ("seed", "rewind_step", "plane"),

@@ -86,7 +86,7 @@ def perturbations(runs: Runs, seed: int, rewind_step: int, level: int) -> pd.Dat
     rows = []
     for kind, length in [(RANDOM, length) for length in e.perturbation_lengths] + [(IMP, 1.0)]:
         path = segment(runs.network, ends[kind, length, 0], ends[kind, length, 1], grid(e.barrier_points),
-                       runs.data, ("test_error",))
+                       runs.measured, ("test_error",))
         errors = path["test_error"]
         rows.append({
             "kind": kind, "length": length, "step_length": distance(here, there),

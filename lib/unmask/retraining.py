@@ -125,7 +125,7 @@ def retraining_methods(runs: Runs, seed: int) -> pd.DataFrame:
         for kind in CHAINS:
             before, after = runs.tickets([Place(kind, seed, e.rewind_steps[-1], reached)
                                           for reached in (level - 1, level)])
-            path = segment(runs.network, before.state, after.state, grid(e.barrier_points), runs.data,
+            path = segment(runs.network, before.state, after.state, grid(e.barrier_points), runs.measured,
                            ("test_error",))
             limit = pruning.threshold(before.state, after.mask)
             rows.append({"kind": kind, "level": level, "density": runs.density(level),
