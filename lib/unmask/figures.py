@@ -115,7 +115,7 @@ def barrier_against_excess(ax: Axes, pairs: pd.DataFrame, experiment: Experiment
     ax.set_xscale("symlog", linthresh=PERCENT * e.epsilon)
     ax.set_yscale("symlog", linthresh=PERCENT * e.lmc_threshold)
     left, right = min(x.min() * 1.2, -PERCENT * e.epsilon), max(x.max() * 1.3, 2 * PERCENT * e.epsilon)
-    bottom, top = -0.3 * PERCENT * e.lmc_threshold, 100
+    bottom, top = -0.6 * PERCENT * e.lmc_threshold, 100
     ax.fill_between([left, PERCENT * e.epsilon], PERCENT * e.lmc_threshold, top, color="0.5", alpha=0.15, lw=0)
     ax.fill_between([PERCENT * e.epsilon, right], bottom, PERCENT * e.lmc_threshold, color="0.5", alpha=0.15, lw=0)
     ax.axvline(PERCENT * e.epsilon, color="0.3", lw=1)
