@@ -32,6 +32,7 @@ from unmask import barriers, curvature, landscape, networks, pruning
 from unmask.chains import Runs
 from unmask.data import Data, Split, root
 from unmask.experiments import experiment
+from unmask.parallel import MALLOC
 from unmask.results import versions
 from unmask.store import Store, processor
 from unmask.train import Start, evaluate, generator, single_thread, together, train
@@ -339,6 +340,7 @@ def book():
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"UNMASK_STORE": folder}
+        environment.pop("GLIBC_TUNABLES", None)  # as a reader runs it
         for name in ("book, empty store", "book, full store"):
             command = [sys.executable, str(ROOT / "book/build.py")]
             rows[name] = {"milliseconds": 1000 * timed(lambda: subprocess.run(
@@ -354,4 +356,6 @@ def commit():
 
 
 if __name__ == "__main__":
+    if "GLIBC_TUNABLES" not in os.environ:  # memory as the library's workers have it; read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": MALLOC})
     main()

@@ -64,7 +64,7 @@ def run(command, *arguments):
 
 def execute(notebooks):
     """Execute them side by side: their tables are in the store."""
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(4, joblib.cpu_count())) as pool:
         list(pool.map(lambda page: run("unmask", "execute", page, "--output", SOURCE / page), notebooks))
     for page in notebooks:
         save_main_figure(page)

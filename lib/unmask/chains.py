@@ -46,6 +46,10 @@ class Ticket(NamedTuple):
     mask: Mask
 
 
+def _below(start: Start, state: State) -> State:
+    return {"below": torch.tensor([pruning.share_below(state, start.mask, start.threshold)], dtype=torch.float64)}
+
+
 class Runs:
     """Access to everything the experiment trains. Seeds count from 0, levels from 0 (dense).
 
@@ -69,7 +73,8 @@ class Runs:
     @functools.cached_property
     def measured(self) -> data.Data:
         """What to measure performance on: all test samples, and of the training samples the experiment's `train_measured`."""
-        return self.data._replace(train=self.data.train.head(self.experiment.train_measured or None))
+        train, wanted = self.data.train, self.experiment.train_measured
+        return self.data._replace(train=train.head(wanted) if wanted else train)
 
     def survivors(self, level: int) -> int:
         """How many prunable weights a level keeps."""
@@ -207,11 +212,10 @@ class Runs:
         stored = self.store.tensors(self._course_name(place))
         return stored and dict(zip(stored["step"].tolist(), stored["below"].tolist()))
 
-    def _put_course(self, place: Place, mask: Mask, states: dict[int, State]) -> None:
-        limit = pruning.threshold(self.tickets([place._replace(level=place.level - 1)])[0].state, mask)
-        below = [pruning.share_below(state, mask, limit) for state in states.values()]
-        self.store.put_tensors(self._course_name(place), {
-            "step": torch.tensor(list(states)), "below": torch.tensor(below, dtype=torch.float64)})
+    def _put_course(self, place: Place, start: Start, states: dict[int, State]) -> None:
+        *steps, end = states
+        below = [*(states[step]["below"] for step in steps), _below(start, states[end])["below"]]
+        self.store.put_tensors(self._course_name(place), {"step": torch.tensor([*steps, end]), "below": torch.cat(below)})
 
     def _store_sparse(self, places: Sequence[Place], watched: Sequence[Place]) -> None:
         """Train the networks at `places`, side by side where they can be; of those `watched`, keep their course as well."""
@@ -222,12 +226,13 @@ class Runs:
         for (step, lr), group in alike.items():
             starts = [self.start(place) for place in group]
             began, end = time.perf_counter(), self.experiment.steps
-            looks = {step + round(share * (end - step)) for share in _LOOKS if set(group) & set(watched)} | {end}
-            trained = train_all(self.experiment, self.data.train, starts, step, looks, lr, self.store)
+            shares = _LOOKS if set(group) & set(watched) else (1,)
+            looks = [step + round(share * (end - step)) for share in shares]
+            trained = train_all(self.experiment, self.data.train, starts, step, looks, lr, self.store, _below)
             seconds = (time.perf_counter() - began) / len(group)
             for place, start, states in zip(group, starts, trained):
                 if place in watched:
-                    self._put_course(place, start.mask, states)
+                    self._put_course(place, start, states)
                 if self.name(place) + TENSORS not in self.store:
                     self._put(place, Ticket(states[end], start.mask), seconds)
             self.store.finish()
@@ -235,10 +240,11 @@ class Runs:
     def start(self, place: Place) -> Start:
         """Where the training of a sparse network (level 1 or more) starts from."""
         kind, seed, rewind_step, level = place
-        keep = self.survivors(level)
+        keep, threshold = self.survivors(level), 0.0
         if kind in CHAINS:
             solution, mask = self.tickets([Place(kind, seed, rewind_step, level - 1)])[0]
             mask = pruning.prune_magnitude(solution, mask, keep)
+            threshold = pruning.threshold(solution, mask)
         elif kind == "random":
             mask = pruning.prune_random(self.dense_mask, keep, generator(seed, "random mask"))
         elif kind == "one-shot":
@@ -253,7 +259,7 @@ class Runs:
             state = solution
         else:
             state = self.rewind_point(seed, rewind_step)
-        return Start(state, mask, (seed, "order", level))
+        return Start(state, mask, (seed, "order", level), threshold)
 
     def _check(self, place: Place) -> None:
         e = self.experiment

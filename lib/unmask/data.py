@@ -60,7 +60,7 @@ class Split(NamedTuple):
         return ((self.inputs(some), labels) for some, labels in zip(x.split(size), y.split(size)))
 
     def head(self, count: int) -> Split:
-        """The split of the first `count` samples."""
+        """A split of the first `count` samples, as they are stored."""
         return self._replace(x=self.x[:count], y=self.y[:count])
 
     def first(self, count: int) -> Split:

@@ -168,7 +168,8 @@ class Experiment:
     augmentation: str = "none"
     warmup: float = 0.0
     precision: str = "float32"  # in training; everything is measured in float32
-    train_measured: int = 0  # train error and loss are those of the first so many training samples; 0: of all
+    # train error and loss, and re-estimated batch-norm statistics, are those of at most so many training samples; 0: of all
+    train_measured: int = 0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -198,9 +199,8 @@ class Experiment:
             raise _bad("augmentation", self.augmentation, f"one of {', '.join(augmentations)} for {self.dataset}")
         if self.batch_size > self.train_samples:
             raise _bad("batch_size", self.batch_size, f"at most train_samples ({self.train_samples})")
-        for name in ("curvature_samples", "train_measured"):
-            if getattr(self, name) > self.train_samples:
-                raise _bad(name, getattr(self, name), f"at most train_samples ({self.train_samples})")
+        if self.curvature_samples > self.train_samples:
+            raise _bad("curvature_samples", self.curvature_samples, f"at most train_samples ({self.train_samples})")
         if self.rewind_steps[-1] >= self.steps:
             raise _bad("rewind_steps", self.rewind_steps, f"at most {self.steps - 1} each, before the last step")
 

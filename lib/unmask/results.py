@@ -98,7 +98,13 @@ def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: 
     late = claims.with_matching(levels, chosen).query("rewind_step == @chosen.rewind_steps[-1]")
     sparsest = late[late.matching].groupby("seed").density.min()
     controls = tables["controls"][tables["controls"].level == chosen.control_levels[-1]].groupby("kind").barrier.mean()
-    return {
+    perturbed = tables["perturbations"].query("kind == 'random' and length == @chosen.perturbation_lengths[-1]")
+    robustness = claims.robustness_in_numbers(levels, tables["perturbations"], chosen)
+    retraining = claims.retraining_in_numbers(
+        levels, *(tables[name] for name in ("gaps", "refill", "next_cuts", "retraining_methods")), chosen)
+    return {f"robustness_{name}": value for name, value in robustness.items()} | {
+        f"retraining_{name}": value for name, value in retraining.items()} | {
+        "longest": chosen.perturbation_lengths[-1], "barrier_at_longest": float(100 * perturbed.barrier.mean()),
         "dense_error": float(100 * levels[levels.level == 0].test_error.mean()),
         "last_error": float(100 * late[late.level == last].test_error.mean()),
         "last_density": float(100 * levels.density.min()),

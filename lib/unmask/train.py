@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,12 +48,13 @@ class Start(NamedTuple):
     """Where a training starts from.
 
     `state`: the network's state. `mask`: boolean tensors under the names of the prunable weights. `order`: names that
-    seed the data order; see `batches`.
+    seed the data order; see `batches`. `threshold`: of the cut that made the mask from a solution, if there was one.
     """
 
     state: State
     mask: pruning.Mask
     order: tuple
+    threshold: float = 0.0
 
 
 def batches(experiment: Experiment, split: data.Split | data.Stream, orders: Sequence[tuple], start: int, stop: int,
@@ -84,7 +85,8 @@ def _epochs(experiment: Experiment, samples: int, orders: Sequence[tuple], start
 
 
 def train(experiment: Experiment, split: data.Split | data.Stream, replicates: Sequence[Start], start: int = 0,
-          snapshots: Iterable[int] = (), lr: float | None = None, store: Store | None = None) -> list[dict[int, State]]:
+          snapshots: Iterable[int] = (), lr: float | None = None, store: Store | None = None,
+          look: Callable[[Start, State], State] | None = None) -> list[dict[int, State]]:
     """Train each replicate within its mask from step `start` to the end of the schedule, or to the last snapshot.
 
     A state is projected onto its mask's axial subspace first, and after every update, so pruned weights are exactly
@@ -101,6 +103,7 @@ def train(experiment: Experiment, split: data.Split | data.Stream, replicates: S
         lr: a constant learning rate, in place of the schedule's.
         store: where to keep the training once a minute, until what comes of it is stored and `Store.finish` is called;
             if it is there, it is resumed, to the same bits.
+        look: what to record of each replicate at the snapshots but the last, tensors of one row; the state if not given.
 
     Returns:
         For each replicate, its state at each snapshot, by step.
@@ -125,8 +128,15 @@ def train(experiment: Experiment, split: data.Split | data.Stream, replicates: S
     parameters = list(network.parameters())
     velocity = torch.zeros_like(weights)
     logits_of = network if processes.count() == 1 else DistributedDataParallel(network)
-    unfinished = Unfinished(store, e, replicates, start, snapshots, lr)
-    recorded = {start: networks.state_of(network)}
+    unfinished = Unfinished(store, e, replicates, start, snapshots, lr, look)
+
+    def seen(step):
+        state = networks.state_of(network)
+        if look is None or step == snapshots[-1]:
+            return state
+        return networks.stack([look(*each) for each in zip(replicates, networks.unstack(state, count))])
+
+    recorded = {start: seen(start)}
     begin = unfinished.load(network, velocity, recorded) or start
 
     with networks.kernels(network, e.precision), single_thread():
@@ -141,7 +151,7 @@ def train(experiment: Experiment, split: data.Split | data.Stream, replicates: S
                     update.add_(weights, alpha=e.weight_decay)
                 weights.sub_(update, alpha=learning_rate(e, step) if lr is None else lr).mul_(alive)
             if step + 1 in snapshots:
-                recorded[step + 1] = networks.state_of(network)
+                recorded[step + 1] = seen(step + 1)
             unfinished.save(step + 1, network, velocity, recorded, last=step + 1 == snapshots[-1])
     states = {step: networks.unstack(recorded[step], count) for step in snapshots}
     for replicate, state in zip(replicates, states[snapshots[-1]]):
@@ -160,10 +170,10 @@ class Unfinished:
     SECONDS = 60.0
 
     def __init__(self, store: Store | None, experiment: Experiment, replicates: Sequence[Start], start: int,
-                 snapshots: Sequence[int], lr: float | None):
+                 snapshots: Sequence[int], lr: float | None, look: Callable | None):
         self.store, self.saved, self.names = store, time.monotonic(), []
         if store is not None:
-            digest = hashlib.sha256(repr((start, snapshots, lr, [r.order for r in replicates])).encode())
+            digest = hashlib.sha256(repr((start, snapshots, lr, look and look.__qualname__, [r.order for r in replicates])).encode())
             for replicate in replicates:
                 for tensor in (*replicate.state.values(), *replicate.mask.values()):
                     digest.update(tensor.numpy().tobytes())
