@@ -478,6 +478,7 @@ def gap(gaps: pd.DataFrame, refill: pd.DataFrame, experiment: Experiment) -> Fig
     _density_axis(left, gaps.density)
     left.set(ylabel="survivors below the old threshold (%)")
     left.set_ylim(0, 1.3 * left.get_ylim()[1])  # room for the legend
+    left.set_yticks([share for share in left.get_yticks() if share <= PERCENT])
     left.legend(fontsize="x-small", ncols=2, loc="upper left")
     right.set(xlabel=f"retraining done (%), from step {start}")
     right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
