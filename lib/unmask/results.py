@@ -147,6 +147,22 @@ def bench_table(measured: dict) -> pd.DataFrame:
     return table.rename_axis("work")
 
 
+def bench_targets(measured: dict) -> pd.DataFrame:
+    """What was aimed at before anything was measured, and what `bench` found; works that it did not time are left out."""
+    targets = (("training miniature", "textbook ratio", ">=", 2, "times the textbook loop", 1),
+               ("training mnist_lenet", "textbook ratio", ">=", 15, "times the textbook loop", 1),
+               ("training mnist_lenet", "of matrix product", ">=", 50, "% of the matrix product's rate", 100),
+               ("book, empty store", "milliseconds", "<=", 12, "minutes", 1 / 60_000))
+    rows = []
+    for work, column, sign, target, unit, scale in targets:
+        if work in measured["rows"]:
+            found = scale * measured["rows"][work][column]
+            met = found >= target if sign == ">=" else found <= target
+            rows.append({"work": work, "aim": f"at {'least' if sign == '>=' else 'most'} {target} {unit}",
+                         "measured": f"{found:.1f}", "met": "yes" if met else "no"})
+    return pd.DataFrame(rows).set_index("work")
+
+
 def costs(measured: dict) -> pd.DataFrame:
     """Core-hours of training that each preset costs from an empty store: steps counted, times the measured step."""
     rows = {}
