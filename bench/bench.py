@@ -52,6 +52,8 @@ def main():
     for path in filter(None, (options.against, options.open_lth)):
         if not path.exists():
             sys.exit(f"bench: {path}: there is no such file or folder")
+    if options.open_lth and not (root() / "MNIST").is_dir():
+        sys.exit(f"bench: open_lth trains on MNIST, and there is none in {root()}; `unmask run mnist_lenet` downloads it")
     earlier = json.loads(options.against.read_text())["rows"] if options.against else {}
 
     device = torch.device(options.device)
