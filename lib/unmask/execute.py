@@ -75,7 +75,7 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
             str(notebook), str(partial), parameters, kernel_name="python3", progress_bar=False, stderr_file=sys.stderr,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"])  # else each kernel warns of its loopback connection
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # else a kernel warns of its connection and of its end
         partial.replace(target)
     except papermill.PapermillExecutionError as error:
         said = str(error.evalue).partition("\n")[0]

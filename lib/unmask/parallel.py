@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -72,6 +73,8 @@ def run(waves: Sequence[Sequence[Task]], experiment: Experiment, store: Store, j
                 _do(task, experiment, str(store.root))
         return
     os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
+    # After a large Hessian joblib replaces a worker, which is as it should be.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
     with Progress([task for wave in waves for task in wave], store, jobs):
         for wave in filter(None, waves):
             try:
