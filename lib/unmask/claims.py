@@ -54,9 +54,13 @@ def successive(levels: pd.DataFrame, segments: pd.DataFrame, experiment: Experim
     paths = interpolated.groupby(keys)[["t", *METRICS]]
     barriers = pd.DataFrame({name: paths.apply(barrier, metric) for name, metric in (
         ("barrier", "test_error"), ("train_error_barrier", "train_error"), ("train_loss_barrier", "train_loss"))})
-    barriers = barriers.reset_index()
+    return _with_next_level(barriers.reset_index(), levels, experiment)
+
+
+def _with_next_level(pairs: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """Pairs of successive levels with `density`, `excess` and `matching` of `next_level`, and `connected` (by `barrier`)."""
     reached = with_matching(levels, experiment)[["seed", "rewind_step", "level", "density", "excess", "matching"]]
-    table = barriers.merge(reached.rename(columns={"level": "next_level"}), on=["seed", "rewind_step", "next_level"])
+    table = pairs.merge(reached.rename(columns={"level": "next_level"}), on=["seed", "rewind_step", "next_level"])
     return table.assign(connected=table.barrier < experiment.lmc_threshold)
 
 
@@ -624,14 +628,13 @@ def role_of_retraining(levels: pd.DataFrame, gaps: pd.DataFrame, cuts: pd.DataFr
 def plane_barriers(landscape: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
     """The pairs of solutions that are pictured: barrier along the plane's segment, and does the next level match?
 
-    Columns: seed, rewind_step, level, next_level, barrier, connected, matching.
+    Columns: seed, rewind_step, level, next_level, barrier, connected (by it), and of `next_level`: density, excess,
+    matching.
     """
     keys = ["seed", "rewind_step", "level", "next_level"]
     ours = landscape[(landscape.plane == "solutions") & (landscape.what == "segment")]
-    ours = ours.groupby(keys)[["t", "test_error"]].apply(barrier).rename("barrier").reset_index()
-    reached = with_matching(levels, experiment)[["seed", "rewind_step", "level", "matching"]]
-    table = ours.merge(reached.rename(columns={"level": "next_level"}), on=["seed", "rewind_step", "next_level"])
-    return table.assign(connected=table.barrier < experiment.lmc_threshold)
+    barriers = ours.groupby(keys)[["t", "test_error"]].apply(barrier).rename("barrier")
+    return _with_next_level(barriers.reset_index(), levels, experiment)
 
 
 def landscape_in_numbers(landscape: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> dict[str, float]:

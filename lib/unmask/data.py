@@ -145,8 +145,7 @@ def _normalised(e: Experiment, train: Split, test: Split) -> Data:
 
 def _first(e: Experiment, split: str, found: Split) -> Split:
     _check_classes(e, int(found.y.max()) + 1)
-    wanted = _wanted(e, f"{split}_samples", len(found.y))
-    return Split(found.x[:wanted], found.y[:wanted])
+    return found.head(_wanted(e, f"{split}_samples", len(found.y)))
 
 
 def _wanted(e: Experiment, field: str, there: int) -> int:
@@ -334,6 +333,7 @@ class Stream:
         return self._load(chunk.tolist() for chunk in every.split(min(size, 250)))
 
     def head(self, count: int) -> Stream:
+        """As `Split.head`."""
         return Stream(self.paths[:count], self.y[:count], self.size, self.device)
 
     def first(self, count: int) -> Split:
