@@ -347,8 +347,8 @@ def least_rises(hessian: np.ndarray, weights: np.ndarray, order: np.ndarray) -> 
         raise UnmaskError(f"order must name each of the {len(weights)} weights once")
     backwards = np.asarray(order)[::-1]
     try:
-        factor = scipy.linalg.cholesky(hessian[np.ix_(backwards, backwards)], lower=True, overwrite_a=True)
-    except np.linalg.LinAlgError:
+        factor = torch.linalg.cholesky(torch.from_numpy(hessian[np.ix_(backwards, backwards)])).numpy()
+    except torch.linalg.LinAlgError:
         raise UnmaskError("the Hessian is not positive definite: take that of convexify(hessian)") from None
     return np.concatenate([[0], np.cumsum((weights[backwards] @ factor)[::-1] ** 2 / 2)])
 

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse.linalg import aslinearoperator
 
 from . import curvature, networks, pruning
 from .barriers import barrier, grid, interpolate, segment
@@ -89,7 +90,8 @@ def stored_curvature(runs: Runs, seed: int, level: int) -> dict[str, torch.Tenso
 
     The exact Hessian costs D times as much as one product with it, and D^2 numbers: it is computed for at most
     `EXACT_UP_TO` survivors, and of the dense network for the first seed only. Estimates stand in for it where there is
-    none. For the first seed's densest and sparsest level there are two, to be compared with it and with each other.
+    none. For the first seed's densest and sparsest level there are two, to be compared with it and with each other; their
+    products are taken with the exact Hessian, which costs little once it is there.
     """
     name, began = _curvature_name(runs, seed, level), time.perf_counter()
     found = runs.store.tensors(name)
@@ -99,16 +101,18 @@ def stored_curvature(runs: Runs, seed: int, level: int) -> dict[str, torch.Tenso
     first = seed == e.first_seed
     exact = len(solution.weights) <= EXACT_UP_TO and (level > 0 or first)
     compared = first and level in (e.limit_levels[0], e.limit_levels[-1])
-    found = {}
-    if compared or not exact:
-        stops = (e.lanczos_steps, 2 * e.lanczos_steps) if compared else (e.lanczos_steps,)
-        for steps, spectrum in zip(stops, curvature.spectral_densities(
-                solution.operator, e.lanczos_probes, stops, generator(seed, "spectrum", level))):
-            found |= {f"{steps}.values": spectrum.values, f"{steps}.weights": spectrum.weights}
     if exact:
         networks.load_state(runs.network, solution.state)
         runs.network.eval()
         hessian = curvature.exact_hessian(runs.network, solution.mask, solution.sample)
+    found = {}
+    if compared or not exact:
+        stops = (e.lanczos_steps, 2 * e.lanczos_steps) if compared else (e.lanczos_steps,)
+        operator = aslinearoperator(hessian) if exact else solution.operator
+        for steps, spectrum in zip(stops, curvature.spectral_densities(
+                operator, e.lanczos_probes, stops, generator(seed, "spectrum", level))):
+            found |= {f"{steps}.values": spectrum.values, f"{steps}.weights": spectrum.weights}
+    if exact:
         values, hessian = curvature.convexify(hessian)
         found |= {"0.values": values[None], "0.weights": np.ones((1, len(values)))}
         for kind in MASKS:

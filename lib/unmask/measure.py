@@ -226,7 +226,7 @@ def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Tas
         return parallel.Task("measure:train_places", tuple(places), tuple(
             (runs.name(place) + TENSORS, _describe(place)) for place in places))
 
-    def chain(seeds, step, kind="imp"):
+    def chain(seeds, step, kind):
         return task([Place(kind, seed, step, level) for level in range(1, e.levels + 1) for seed in seeds])
 
     def control(kind):
@@ -239,10 +239,10 @@ def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Tas
         return parallel.Task("measure:read_part", (name, keys), (output,))
 
     dense = [task([Place("imp", seed, e.rewind_steps[0], 0) for seed in seeds]) for seeds in _groups(runs, e.all_seeds, jobs)]
-    chains = [chain(seeds, step) for step in e.rewind_steps
-              for seeds in _groups(runs, e.all_seeds, jobs / len(e.rewind_steps))]
+    kinds = [("imp", step) for step in e.rewind_steps]
     if {"refill", "retraining_methods"} & set(tables):
-        chains += [chain(seeds, e.rewind_steps[-1], kind) for kind in RETRAININGS for seeds in _groups(runs, e.all_seeds, jobs)]
+        kinds += [(kind, e.rewind_steps[-1]) for kind in RETRAININGS]
+    chains = [chain(seeds, step, kind) for kind, step in kinds for seeds in _groups(runs, e.all_seeds, jobs / len(kinds))]
     waves = [dense, chains]
     if "controls" in tables:
         waves[1] += control("random") + control("one-shot")
