@@ -252,6 +252,23 @@ def test_other_images_under_an_old_name_are_refused(tree, store):
         data.load(pets(), store)
 
 
+@pytest.mark.parametrize("changes", [{}, {"augmentation": "resized-crop", "image_size": 16}])
+def test_a_copy_of_the_images_is_as_good(tree, store, changes):
+    data.load(pets(**changes), store)
+    for image in tree.rglob("*.png"):
+        os.utime(image, (0, 0))
+    data.load(pets(**changes), store)
+
+
+def test_an_image_of_the_same_size_on_disk_is_still_another(tree, store):
+    e, image = pets(train_samples=61), tree / "train/cat/03.bmp"
+    Image.new("RGB", (8, 8), "black").save(image)
+    data.load(e, store)
+    Image.new("RGB", (8, 8), "white").save(image)
+    with pytest.raises(UnmaskError, match="folder='pets': its images are not those of the results in"):
+        data.load(e, store)
+
+
 @pytest.mark.parametrize("changes, said", [
     ({"folder": ""}, "folder='': must be the folder of the images"),
     ({"dataset": "mnist", "folder": "", "image_size": 32}, "image_size=32: must be 28, the size of mnist"),

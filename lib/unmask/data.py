@@ -219,25 +219,27 @@ def _folder(e: Experiment, store: Store) -> Data:
         raise UnmaskError(f"folder={e.folder!r}: there is no folder {path}; give its path, or set UNMASK_DATA")
     # ImageNet comes with a `test` of unlabelled images, in no folders
     test = next((name for name in ("test", "val") if any(map(Path.is_dir, _visible(path / name)))), "test")
-    train, test = (_tree(path / name) for name in ("train", test))
+    train, test = (_tree(path / name, dated=not e.streamed) for name in ("train", test))
     if odd := sorted(set(train.classes) ^ set(test.classes)):
         there = "training" if odd[0] in train.classes else "test"
         raise UnmaskError(f"folder={e.folder!r}: class {odd[0]!r} is among the {there} images only")
     _check_classes(e, len(train.classes))
     train, test = _drawn(e, "train_samples", train), _drawn(e, "test_samples", test)
-    _refuse_other_images(e, store, train.fingerprint + test.fingerprint)
     if e.streamed:
+        _refuse_other_images(e, store, train.fingerprint + test.fingerprint)
         return Data(Stream(train.paths, train.labels, e.image_size), Stream(test.paths, test.labels, e.image_size))
-    name = f"data/imagefolder-{e.digest('folder', 'image_size')}-{train.fingerprint}{test.fingerprint}"
+    name = f"data/images-{e.digest('folder', 'image_size')}-{train.fingerprint}{test.fingerprint}"
     tensors = store.tensors(name)
     if tensors is None:
         tensors = {"train.x": _decoded(train.paths, e.image_size), "train.y": train.labels,
                    "test.x": _decoded(test.paths, e.image_size), "test.y": test.labels}
         store.put_tensors(name, tensors, wait=False)
+    _refuse_other_images(e, store, _sha256(*(tensors[part].numpy().tobytes() for part in sorted(tensors))))
     return _normalised(e, *(Split(tensors[f"{split}.x"], tensors[f"{split}.y"]) for split in ("train", "test")))
 
 
-def _tree(path: Path) -> _Tree:
+def _tree(path: Path, dated: bool) -> _Tree:
+    """The images in a folder of folders. Files count as the same by name and size and, if `dated`, by date."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     if not path.is_dir():
@@ -250,9 +252,9 @@ def _tree(path: Path) -> _Tree:
         raise UnmaskError(f"folder={str(path)!r}: class {empty[0]!r} has no images")
     paths = [image for there in images for image in there]
     labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(there) for there in images]))
-    lines = "\n".join(f"{image.relative_to(path)} {image.stat().st_size} {image.stat().st_mtime_ns}" for image in paths)
-    return _Tree(list(map(str, paths)), labels, [folder.name for folder in classes],
-                 hashlib.sha256(lines.encode()).hexdigest()[:10])
+    stats = [(image, image.stat()) for image in paths]
+    lines = "\n".join(f"{image.relative_to(path)} {stat.st_size} {stat.st_mtime_ns if dated else ''}" for image, stat in stats)
+    return _Tree(list(map(str, paths)), labels, [folder.name for folder in classes], _sha256(lines.encode()))
 
 
 def _visible(path: Path) -> list[Path]:
@@ -267,19 +269,29 @@ def _drawn(e: Experiment, field: str, tree: _Tree) -> _Tree:
     """So many images as the experiment says, in an order that mixes the classes."""
     wanted = _wanted(e, field, len(tree.paths))
     order = torch.randperm(len(tree.paths), generator=torch.Generator().manual_seed(e.data_seed))[:wanted]
-    fingerprint = hashlib.sha256(f"{tree.fingerprint} {e.data_seed} {wanted}".encode()).hexdigest()[:10]
+    fingerprint = _sha256(f"{tree.fingerprint} {e.data_seed} {wanted}".encode())
     return _Tree([tree.paths[i] for i in order], tree.labels[order], tree.classes, fingerprint)
 
 
 def _refuse_other_images(e: Experiment, store: Store, fingerprint: str) -> None:
-    """Names in the store go by the folder's name: were its images exchanged, old results would count as theirs."""
-    name = f"{e.recipe}/images"
+    """Names in the store go by the folder's name: were its images exchanged, old results would count as theirs.
+
+    Of decoded images the pixels tell, so that a copy is as good; of a stream's too many, the names and sizes of files.
+    """
+    name = f"{e.recipe}/fingerprint"
     known, seen = store.tensors(name), torch.tensor(list(fingerprint.encode()))
     if known is None:
         store.put_tensors(name, {"fingerprint": seen}, wait=False)
     elif not torch.equal(known["fingerprint"], seen):
         raise UnmaskError(f"folder={e.folder!r}: its images are not those of the results in {store.root}; give them "
                           "another folder, or take another store")
+
+
+def _sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:10]
 
 
 def _open(path: str):
