@@ -6,7 +6,6 @@ import dataclasses
 import json
 import platform
 import re
-import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +14,7 @@ from . import claims, measure
 from .chains import Runs
 from .errors import UnmaskError
 from .experiments import PRESETS, Experiment, experiment
-from .store import Store, reading_csv, write_atomically
+from .store import Store, commit, reading_csv, write_atomically
 
 FOLDER = Path(__file__).resolve().parents[2] / "results"
 
@@ -50,13 +49,18 @@ def publish(chosen: Experiment, store: Store, name: str | None = None, folder: P
     waves = measure.plan(Runs(chosen, store), names, jobs=1)
     needed = [entry for wave in waves for task in wave for entry, _ in task.outputs]
     entries = [store.provenance(entry) for entry in needed if entry in store]
+
+    def told(what: str, otherwise: str = "unknown") -> str:
+        return ", ".join(sorted({entry.get(what, otherwise) for entry in entries}))
+
     provenance = {
-        "experiment": dataclasses.asdict(chosen), "identity": chosen.id, "published from commit": _commit(),
+        "experiment": dataclasses.asdict(chosen), "identity": chosen.id, "published from commit": commit(),
+        "computed from commits": told("commit"),
         "computed": " to ".join(sorted({min(e["date"] for e in entries)[:10], max(e["date"] for e in entries)[:10]})),
-        "processor": ", ".join(sorted({e["processor"] for e in entries})),
-        "device": ", ".join(sorted({e.get("gpu", "cpu") for e in entries})),
+        "processor": told("processor"), "device": told("gpu", "cpu"),
         "core_seconds": round(sum(e["seconds"] for e in entries)), "entries": len(entries),
-        "entries no longer in the store": len(needed) - len(entries), "versions": versions()}
+        "entries no longer in the store": len(needed) - len(entries),
+        "versions": versions() | {"python": told("python"), "torch": told("torch")}}
     target = folder / name
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -182,13 +186,3 @@ def versions() -> dict[str, str]:
     import torch
 
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
-
-
-def _commit() -> str:
-    """The checkout's commit, marked if something in it was changed since."""
-    try:
-        result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-                                cwd=FOLDER.parent, capture_output=True, text=True)
-        return result.stdout.strip() or "unknown"
-    except OSError:  # no git here
-        return "unknown"

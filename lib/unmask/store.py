@@ -15,6 +15,7 @@ import io
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -150,7 +151,7 @@ class Store:
         about = {
             "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "seconds": round(seconds, 3),
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "torch": torch.__version__,
-            "python": platform.python_version(), "processor": processor(),
+            "python": platform.python_version(), "processor": processor(), "commit": commit(),
         }
         if torch.cuda.is_initialized():
             about["gpu"] = torch.cuda.get_device_name()
@@ -178,6 +179,17 @@ def processor() -> str:
     name = about.get("model name") or platform.processor() or platform.machine()
     numbers = [f"{key.removeprefix('cpu ')} {about[key]}" for key in ("cpu family", "model", "stepping") if key in about]
     return f"{name} ({', '.join(numbers)})" if numbers else name
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the checkout this library runs from, marked if something in it was changed since."""
+    try:
+        result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+                                cwd=Path(__file__).parent, capture_output=True, text=True)
+        return result.stdout.strip() or "unknown"
+    except OSError:  # no git here
+        return "unknown"
 
 
 def reading_csv(source) -> pandas.DataFrame:  # noqa: F821
