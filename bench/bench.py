@@ -8,6 +8,7 @@ are random, of the shapes of the real ones. One table is printed and written, wi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -31,10 +32,10 @@ import textbook
 from unmask import barriers, curvature, landscape, networks, pruning
 from unmask.chains import Runs
 from unmask.data import Data, Split, root
-from unmask.experiments import experiment
+from unmask.experiments import PRESETS, experiment
 from unmask.parallel import MALLOC
 from unmask.results import versions
-from unmask.store import Store, processor
+from unmask.store import Store, commit, processor
 from unmask.train import Start, evaluate, generator, single_thread, together, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,7 @@ ROUNDS = 5
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build/bench.json", help="where the JSON goes")
-    parser.add_argument("--against", type=Path, metavar="JSON", help="an earlier output to compare with")
+    parser.add_argument("--against", type=Path, metavar="JSON", help="an earlier output to compare with; rows not measured now are kept from it, marked")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--book", action="store_true", help="also time the whole book, from an empty and a full store")
     parser.add_argument("--open-lth", type=Path, metavar="PATH", help="a checkout of open_lth to run LeNet's training in")
@@ -54,25 +55,36 @@ def main():
             sys.exit(f"bench: {path}: there is no such file or folder")
     if options.open_lth and not (root() / "MNIST").is_dir():
         sys.exit(f"bench: open_lth trains on MNIST, and there is none in {root()}; `unmask run mnist_lenet` downloads it")
-    earlier = json.loads(options.against.read_text())["rows"] if options.against else {}
+    before = json.loads(options.against.read_text()) if options.against else {"rows": {}}
+    earlier = before["rows"]
 
     device = torch.device(options.device)
     rows = {}
     with single_thread():
         rate = matrix_rate(device)
         for name, work in works(device):
-            rows[name] = work(rate) if device.type == "cuda" else alone(work, rate)  # CUDA does not survive a fork
+            if device.type == "cuda":  # which does not survive a fork
+                torch.cuda.reset_peak_memory_stats()
+                rows[name] = work(rate)
+            else:
+                rows[name] = alone(work, rate)
             print(line(name, rows[name], earlier.get(name)), flush=True)
+        for name, row in start_up().items():
+            rows[name] = row
+            print(line(name, row, earlier.get(name)), flush=True)
         grown = growth(device)
+        counted = {name: operations(e) / 1e9 for name, e in PRESETS.items()}
     if options.open_lth:
         name = "open_lth's training of LeNet-300-100"
         rows[name] = open_lth(options.open_lth.resolve(), rows["training mnist_lenet"])
         print(line(name, rows[name], earlier.get(name)), flush=True)
     if options.book:
-        rows |= book()
+        rows |= book(earlier)
+    for name in earlier.keys() - rows.keys():  # not measured this time
+        rows[name] = {"from commit": before["commit"]} | earlier[name]
     result = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "processor": processor(),
               "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "cores": os.cpu_count(),
-              "threads": 1, "growth": grown, "matrix product (GFLOP/s)": round(rate / 1e9, 1), "versions": versions(), "rows": rows}
+              "threads": 1, "growth": grown, "GFLOP a step": counted, "matrix product (GFLOP/s)": round(rate / 1e9, 1), "versions": versions(), "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nmatrix product: {rate / 1e9:.0f} GFLOP/s in one thread; written to {options.output}")
@@ -166,17 +178,37 @@ def training(e, device, rate):
     def ours():
         train(e.but(steps=steps + 1, rewind_steps=(0,)), split, starts, snapshots=[steps])
 
-    ours(), plain(2)
+    ours()
+    used = peak()  # of ours alone
+    plain(2)
     pairs = [(timed(ours, device) / steps / len(starts), timed(lambda: plain(steps), device) / steps) for _ in range(ROUNDS)]
-    network = networks.build(e)
-    inputs = next(split.to("cpu").chunks(e.batch_size))
-    with FlopCounterMode(display=False) as counted:
-        F.cross_entropy(network(inputs[0]), inputs[1]).backward()
+    count = operations(e)
     seconds = median(ours for ours, _ in pairs)
-    return {"milliseconds": 1000 * seconds, "per second": 1 / seconds, "GFLOP/s": counted.get_total_flops() / seconds / 1e9,
-            "of matrix product": counted.get_total_flops() / seconds / rate, "replicates": len(starts),
+    return {"milliseconds": 1000 * seconds, "per second": 1 / seconds, "GFLOP/s": count / seconds / 1e9,
+            "of matrix product": count / seconds / rate, "replicates": len(starts),
             "textbook milliseconds": 1000 * median(other for _, other in pairs),
-            "textbook ratio": median(other / ours for ours, other in pairs), "peak MB": peak()}
+            "textbook ratio": median(other / ours for ours, other in pairs), "peak MB": used}
+
+
+def operations(e):
+    """Floating-point operations of one training step of one replicate."""
+    network, size = networks.build(e), 4
+    inputs = random_data(e, size).first(size)
+    with FlopCounterMode(display=False) as counted:
+        F.cross_entropy(network(inputs.x), inputs.y).backward()
+    return counted.get_total_flops() * e.batch_size // size
+
+
+def start_up():
+    """Seconds until the first answer of the command, and until a notebook has imported what it needs."""
+    works = {"start of `unmask presets`": "from unmask.cli import main; main(['presets'])",
+             "imports of a notebook": "import unmask; from unmask import claims, figures; unmask.table"}
+    rows = {}
+    for name, code in works.items():
+        seconds = [timed(lambda: subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL))
+                   for _ in range(ROUNDS)]
+        rows[name] = {"milliseconds": 1000 * median(seconds)}
+    return rows
 
 
 class Images(Dataset):
@@ -195,14 +227,13 @@ class Images(Dataset):
 def textbook_loop(e, split, device):
     """The loop as most would write it: a function that takes so many steps."""
     if e.dataset == "mnist1d":
-        transform, module = (lambda x: x), textbook.network(e)
+        transform = (lambda x: x)
     else:
         transform = v2.Compose([v2.ToPILImage(), *([v2.RandomCrop(e.image_size, 4), v2.RandomHorizontalFlip()]
                                                    if e.augmentation == "crop-flip" else []),
                                 v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
                                 v2.Normalize([0.5] * e.channels, [0.25] * e.channels)])
-        module = networks.build(e)
-    module.to(device)
+    module = textbook.network(e).to(device)
     loader = DataLoader(Images(split, transform), e.batch_size, shuffle=True, drop_last=True)
     optimizer = torch.optim.SGD(module.parameters(), e.lr, e.momentum, weight_decay=e.weight_decay)
     masks = [(p, torch.ones_like(p)) for p in module.parameters() if p.dim() > 1]
@@ -320,14 +351,15 @@ runpy.run_path("open_lth.py", run_name="__main__")
 def open_lth(path, ours):
     """A step of the same training in a checkout of open_lth, by its own command line, on the MNIST of `data.root()`.
 
-    The difference of a long and a short run: start-up and evaluation are in both.
+    The difference of a long and a short run: start-up and one evaluation, at the end, are in both.
     """
     seconds = {}
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "open_lth_datasets").mkdir()
         (Path(home) / "open_lth_datasets/mnist").symlink_to(root())
         for steps in (10, 810):
-            command = [sys.executable, "-c", _OPEN_LTH, "train", "--default_hparams=mnist_lenet_300_100", f"--training_steps={steps}it"]
+            command = [sys.executable, "-c", _OPEN_LTH, "train", "--default_hparams=mnist_lenet_300_100",
+                       f"--training_steps={steps}it", "--evaluate_only_at_end"]
             done = []
             seconds[steps] = timed(lambda: done.append(subprocess.run(
                 command, cwd=path, env=os.environ | {"HOME": home}, capture_output=True, text=True)))
@@ -337,28 +369,43 @@ def open_lth(path, ours):
     return {"milliseconds": 1000 * step, "ours, times as fast": 1000 * step / ours["milliseconds"]}
 
 
-def book():
+def book(earlier):
     """The whole book on all cores: from an empty store and from a full one."""
     with tempfile.TemporaryDirectory() as store:
-        return {name: built(name, store) for name in ("book, empty store", "book, full store")}
+        return {name: built(name, store, earlier.get(name)) for name in ("book, empty store", "book, full store")}
 
 
-def built(name, store):
+def built(name, store, earlier):
     environment = os.environ | {"UNMASK_STORE": store}
     environment.pop("GLIBC_TUNABLES", None)  # as a reader runs it
-    began = time.perf_counter()
-    build = subprocess.Popen([sys.executable, str(ROOT / "book/build.py")], env=environment, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(build.pid, 0)  # of this build alone: its largest process
+    with busy() as share:
+        began = time.perf_counter()
+        build = subprocess.Popen([sys.executable, str(ROOT / "book/build.py")], env=environment, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(build.pid, 0)  # of this build alone: its largest process
+        seconds = time.perf_counter() - began
     if status:
         sys.exit(f"bench: {name}: the build failed")
-    row = {"milliseconds": 1000 * (time.perf_counter() - began), "peak MB": used.ru_maxrss // 1024}
-    print(line(name, row, None), flush=True)
+    row = {"milliseconds": 1000 * seconds, "peak MB": used.ru_maxrss // 1024} | share
+    print(line(name, row, earlier), flush=True)
     return row
 
 
-def commit():
-    return subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True,
-                          text=True).stdout.strip()
+@contextlib.contextmanager
+def busy():
+    """Which share of the time the cores of this machine were at work, by Linux's own count; empty elsewhere."""
+    def jiffies():
+        counts = list(map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]))
+        return sum(counts), counts[3] + counts[4]  # all, idle
+
+    share = {}
+    if not Path("/proc/stat").exists():
+        yield share
+        return
+    before = jiffies()
+    yield share
+    total, idle = (after - then for after, then in zip(jiffies(), before))
+    if total:
+        share["cores busy"] = 1 - idle / total
 
 
 if __name__ == "__main__":

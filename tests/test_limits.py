@@ -74,6 +74,11 @@ def test_the_dense_hessian_is_computed_exactly_for_seed_zero_only(runs, monkeypa
     assert set(found) == {"10.values", "10.weights"} and found["10.weights"].sum(1).numpy() == pytest.approx(1876)
 
 
+def test_what_is_computed_of_the_first_seed_alone_goes_by_another_name_for_another_first_seed(runs):
+    other = Runs(runs.experiment.but(first_seed=1, seeds=1), runs.store)
+    assert limits._curvature_name(runs, 1, 2) != limits._curvature_name(other, 1, 2)
+
+
 def test_spectra_are_ranked_and_estimates_agree_at_the_top(runs):
     spectra = table(runs, "spectra")
     for _, rows in spectra.groupby(["seed", "level", "steps"]):

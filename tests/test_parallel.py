@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from unmask import measure, parallel
+from unmask.chains import Runs
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
 from unmask.parallel import Progress, Task
@@ -48,3 +49,12 @@ def test_a_killed_worker_is_said_in_one_line(store, monkeypatch):
     waves = [[Task("m:f", (), ((f"{name}.csv", name),)) for name in "tu"]]
     with pytest.raises(UnmaskError, match="a worker process was killed"):
         parallel.run(waves, experiment("smoke"), store, jobs=2)
+
+
+@pytest.mark.parametrize("items", [1, 2, 3, 4, 5, 13])
+@pytest.mark.parametrize("parts", [0.4, 1, 2, 3, 8])
+def test_replicates_are_shared_out_evenly_to_as_many_tasks_as_can_work(store, items, parts):
+    groups = list(measure._groups(Runs(experiment("smoke"), store), range(items), parts))
+    sizes = [len(group) for group in groups]
+    assert [item for group in groups for item in group] == list(range(items))
+    assert len(groups) >= min(items, parts) and max(sizes) <= 6 and max(sizes) - min(sizes) <= 1

@@ -9,8 +9,8 @@ _HOME = {
     "UnmaskError": "errors", "Experiment": "experiments", "experiment": "experiments", "PRESETS": "experiments",
     "Store": "store", "Runs": "chains", "table": "measure", "published": "results",
 }
-_MODULES = ("barriers", "chains", "claims", "data", "figures", "landscape", "measure", "networks", "parallel", "pruning",
-            "results", "retraining", "train")
+_MODULES = ("barriers", "chains", "claims", "curvature", "data", "errors", "execute", "experiments", "figures", "landscape", "limits",
+            "measure", "networks", "parallel", "perturbations", "processes", "pruning", "results", "retraining", "store", "train")
 
 __all__ = [*_HOME, *_MODULES]
 

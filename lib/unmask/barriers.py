@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from . import networks
+from . import networks, processes
 from .data import Data, Split
 from .networks import State
 from .train import evaluate
@@ -63,12 +63,15 @@ def barrier(segments: pd.DataFrame, metric: str = "test_error") -> float:
 
 @torch.no_grad()
 def reestimate_norms(network: nn.Module, split: Split, batch_size: int = 500) -> None:
-    """Set batch-norm running statistics to their average over `split` in batches, at the present weights."""
+    """Set batch-norm running statistics to their average over `split` in batches, at the present weights.
+
+    Of several processes each does it all.
+    """
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     network.train()
     seen = 0
-    with networks.kernels(network):
+    with networks.kernels(network), processes.apart():
         for x, y in split.chunks(batch_size):
             seen += len(y)
             for norm in norms:

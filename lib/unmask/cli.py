@@ -91,7 +91,7 @@ def _run(options) -> None:
     from .store import Store
 
     processes.join()
-    if options.publish:
+    if options.publish is not None:
         name = results.check_name(chosen, None if options.publish is True else options.publish)
     store = Store()
     measure.compute(chosen, store, options.jobs, tuple(options.tables or measure.TABLES))
@@ -99,8 +99,8 @@ def _run(options) -> None:
         return
     what = "everything" if options.tables is None else "what was asked"
     print(f"unmask: {what} for {chosen.preset} (identity {chosen.id}) is in {store.root}")
-    if options.publish:
-        print(f"unmask: published to {results.publish(chosen, store, name)}")
+    if options.publish is not None:
+        print(f"unmask: published to {results.publish(chosen, store, name, wanted=options.tables or measure.TABLES)}")
 
 
 def _execute(options) -> None:
@@ -116,7 +116,8 @@ def _literal(text: str):
     import ast
 
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
+        return list(value) if isinstance(value, tuple) else value  # papermill writes a tuple as a string
     except (SyntaxError, ValueError):
         return text
 

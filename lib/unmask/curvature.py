@@ -8,6 +8,7 @@ the network's own precision, so a float32 network resolves eigenvalues down to a
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ from .data import Split
 from .errors import UnmaskError
 from .networks import State
 from .pruning import Mask
+
+# torch says this of itself when it first differentiates forward.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 # How many vectors and samples go through the network together: what the caches of a CPU core hold, or for large images
 # (by the number of values in them) the memory of a GPU.

@@ -116,12 +116,8 @@ def load(experiment: Experiment, store: Store) -> Data:
         UnmaskError: the data set is not there and cannot be downloaded, or is not as the experiment says; an image
             that cannot be read or has another size, a class without images or in one split only.
     """
-    if processes.rank() > 0:  # the first downloads and decodes, the others find what it leaves
-        processes.wait()
-    found = _load(experiment, store)
-    if processes.rank() == 0:
-        processes.wait()
-    return found
+    found = processes.first(lambda: _load(experiment, store))  # downloads and decodes, the others find what it leaves
+    return found if processes.rank() == 0 else _load(experiment, store)
 
 
 def _load(e: Experiment, store: Store) -> Data:
@@ -252,7 +248,10 @@ def _tree(path: Path, dated: bool) -> _Tree:
         raise UnmaskError(f"folder={str(path)!r}: class {empty[0]!r} has no images")
     paths = [image for there in images for image in there]
     labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(there) for there in images]))
-    stats = [(image, image.stat()) for image in paths]
+    try:
+        stats = [(image, image.stat()) for image in paths]
+    except OSError as error:
+        raise UnmaskError(f"image {error.filename}: cannot be read ({error.strerror})") from error
     lines = "\n".join(f"{image.relative_to(path)} {stat.st_size} {stat.st_mtime_ns if dated else ''}" for image, stat in stats)
     return _Tree(list(map(str, paths)), labels, [folder.name for folder in classes], _sha256(lines.encode()))
 

@@ -60,12 +60,12 @@ _ALLOWED = {
     "momentum": ("at least 0 and below 1", lambda v: 0 <= v < 1),
     "weight_decay": (f"0 to {_LARGEST:g}", lambda v: 0 <= v <= _LARGEST),
     "milestones": ("increasing shares of the steps, each in (0, 1)",
-                   lambda v: all(map(_share, v)) and list(v) == sorted(set(v))),
+                   lambda v: all(map(_share, v)) and _increasing(v)),
     "lr_decay": ("above 0 and at most 1", lambda v: 0 < v <= 1),
     "warmup": ("a share of the steps, at least 0 and below 1", lambda v: 0 <= v < 1),
     "precision": (f"one of {', '.join(PRECISIONS)}", lambda v: v in PRECISIONS),
     "rewind_steps": ("at least one, increasing, each 0 or more",
-                     lambda v: len(v) > 0 and v[0] >= 0 and list(v) == sorted(set(v))),
+                     lambda v: len(v) > 0 and v[0] >= 0 and _increasing(v)),
     "levels": ("1 or more", _positive),
     "prune_fraction": ("in (0, 1)", _share),
     "control_every": ("1 or more", _positive),
@@ -184,6 +184,8 @@ class Experiment:
             for name in ("train_samples", "test_samples"):
                 if getattr(self, name) % 10:
                     raise _bad(name, getattr(self, name), "a multiple of 10 for mnist1d, as many of each class")
+            if self.classes != 10:
+                raise _bad("classes", self.classes, "10 for mnist1d")
         if (self.dataset == "imagefolder") != bool(self.folder):
             raise _bad("folder", self.folder, "the folder of the images for imagefolder, and empty for other data sets")
         fitting = [name for name in NETWORKS if name.startswith("resnet1d") == (self.dataset == "mnist1d")]

@@ -415,6 +415,7 @@ def ways_to_projections(displacements: pd.DataFrame) -> Figure:
     _log_error_axis(right)
     right.set(xlabel="distance moved", ylabel="train loss (nats)", title=f"level {chosen[0]}, one seed")
     left.legend()
+    return figure
 
 
 # Finding 4

@@ -24,7 +24,8 @@ from .pruning import Mask
 from .store import TENSORS
 from .train import Start, evaluate, generator, train_all
 
-CURVATURE = ("limit_levels", "curvature_samples", "lanczos_probes", "lanczos_steps")  # fields that stored curvature depends on
+# Fields that stored curvature depends on; of the first seed more is computed.
+CURVATURE = ("limit_levels", "curvature_samples", "lanczos_probes", "lanczos_steps", "first_seed")
 MASKS = ("random", "magnitude")
 EXACT_UP_TO = 8000  # survivors; the exact Hessian of more needs more than half a gigabyte, several times
 DRAWS = 8  # random masks whose displacements are compared with that of the magnitude mask

@@ -254,9 +254,10 @@ def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Tas
 
 
 def _groups(runs: Runs, items: Sequence, parts: float) -> Iterator[Sequence]:
-    """At least `parts` groups where there are as many items, of replicates that can be trained side by side."""
-    size = max(1, min(together(runs.experiment, runs.device), math.ceil(len(items) / max(parts, 1))))
-    return (items[first:first + size] for first in range(0, len(items), size))
+    """At least `parts` groups of much the same size where there are as many items, of replicates that can be trained
+    side by side."""
+    count = min(len(items), max(math.ceil(parts), math.ceil(len(items) / together(runs.experiment, runs.device))))
+    return (items[len(items) * i // count:len(items) * (i + 1) // count] for i in range(count))
 
 
 def _describe(place: Place) -> str:
@@ -271,6 +272,9 @@ def _all_keys(experiment: Experiment, name: str) -> list[tuple]:
     Raises:
         UnmaskError: the table is about levels that the chain does not have.
     """
+    e = experiment
+    if "control_every" in TABLES[name].fields and not e.control_levels:
+        raise UnmaskError(f"control_every={e.control_every}: must be at most levels ({e.levels})")
     if TABLES[name].cases:
         return TABLES[name].cases(experiment)
     ranges = {"seed": experiment.all_seeds, "rewind_step": experiment.rewind_steps}

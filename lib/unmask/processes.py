@@ -6,6 +6,7 @@ process, and nothing here does anything. torch is imported only where there are 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 
@@ -58,6 +59,38 @@ def wait() -> None:
     """Until all are here."""
     if _joined:
         _joined.barrier()
+
+
+@contextlib.contextmanager
+def apart():
+    """Within, this process works for itself: there is one."""
+    global _joined
+    joined, _joined = _joined, None
+    try:
+        yield
+    finally:
+        _joined = joined
+
+
+def first(function):
+    """What `function` returns in the first process; the others wait for it, and get None.
+
+    Raises:
+        UnmaskError: in all processes, if `function` does in the first.
+    """
+    failure, result = [None], None
+    if rank() == 0:
+        try:
+            result = function()
+        except UnmaskError as error:
+            failure = [str(error)]
+            if not _joined:
+                raise
+    if _joined:
+        _joined.broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise UnmaskError(failure[0])
+    return result
 
 
 def mean(values):
