@@ -80,7 +80,7 @@ def main():
         print(line(name, rows[name], earlier.get(name)), flush=True)
     if options.book:
         rows |= book(earlier)
-    for name in earlier.keys() - rows.keys():  # not measured this time
+    for name in [name for name in earlier if name not in rows]:  # not measured this time
         rows[name] = {"from commit": before["commit"]} | earlier[name]
     result = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "processor": processor(),
               "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "cores": os.cpu_count(),
