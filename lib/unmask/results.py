@@ -152,21 +152,19 @@ def bench(path: Path = FOLDER / "bench.json") -> dict:
 def bench_table(measured: dict) -> pd.DataFrame:
     """The rows of `bench`, to be read: milliseconds, rates, and ratios of one run."""
     rows = pd.DataFrame(measured["rows"]).T
+    optional = rows.reindex(columns=["ours, times as fast", "cores busy", "from commit"])
     table = pd.DataFrame({
-        "ms": rows["milliseconds"].map("{:,.2f}".format), "per second": rows["per second"],
+        "ms": rows["milliseconds"], "per second": rows["per second"],
         "GFLOP/s": rows["GFLOP/s"], "% of matrix product": 100 * rows["of matrix product"],
-        "times the textbook loop": rows["textbook ratio"], "peak MB": rows["peak MB"]})
-    for name, column, scale in (("ours, times as fast", "ours, times as fast", 1), ("% of cores busy", "cores busy", 100)):
-        if column in rows:
-            table[name] = scale * rows[column].astype(float)
-    if "from commit" in rows:
-        table["measured before, at commit"] = rows["from commit"].where(rows["from commit"].notna(), "–")
-    formats = {"ours, times as fast": "{:.1f}", "% of cores busy": "{:.0f}", "per second": "{:,.0f}", "GFLOP/s": "{:.1f}", "% of matrix product": "{:.0f}",
-               "times the textbook loop": "{:.1f}", "peak MB": "{:,.0f}"}
-    for name in table.columns.intersection(list(formats)):
-        form = formats[name]
-        table[name] = table[name].map(lambda value, form=form: "–" if value != value else form.format(value))
-    return table.rename_axis("work")
+        "ours, times as fast": rows["textbook ratio"].fillna(optional["ours, times as fast"]),
+        "% of cores busy": 100 * optional["cores busy"], "peak MB": rows["peak MB"]}).dropna(axis=1, how="all")
+    formats = {"ms": "{:,.2f}", "per second": "{:,.0f}", "GFLOP/s": "{:.1f}", "% of matrix product": "{:.0f}",
+               "ours, times as fast": "{:.1f}", "% of cores busy": "{:.0f}", "peak MB": "{:,.0f}"}
+    for name in table:
+        table[name] = table[name].map(lambda value: "–" if value != value else formats[name].format(value))
+    names = [name.replace("`", "") + ("" if kept != kept else f" (before, at {kept})")
+             for name, kept in optional["from commit"].items()]
+    return table.set_axis(names).rename_axis("work")
 
 
 def bench_targets(measured: dict) -> pd.DataFrame:
@@ -183,7 +181,7 @@ def bench_targets(measured: dict) -> pd.DataFrame:
         if work in measured["rows"]:
             found = scale * measured["rows"][work][column]
             met = found >= target if bound == "least" else found <= target
-            rows.append({"work": work, "aim": f"at {bound} {target} {unit}", "measured": f"{found:.1f}", "met": "yes" if met else "no"})
+            rows.append({"work": work.replace("`", ""), "aim": f"at {bound} {target} {unit}", "measured": f"{found:.1f}", "met": "yes" if met else "no"})
     return pd.DataFrame(rows).set_index("work")
 
 
@@ -191,7 +189,7 @@ def costs(measured: dict, folder: Path = FOLDER) -> pd.DataFrame:
     """Core-hours of training that each preset costs from an empty store: steps counted, times the measured step.
 
     Of presets whose step was not timed it is extrapolated from how many operations it has, at the rate of ResNet-20's
-    ("about"). Beside it what those took that are published, measuring included.
+    (≈). Beside it what those took that are published, measuring included.
     """
     rows, timed = {}, measured["rows"]
     for name, chosen in PRESETS.items():
@@ -199,11 +197,11 @@ def costs(measured: dict, folder: Path = FOLDER) -> pd.DataFrame:
             continue
         row, steps = timed.get(f"training {name}"), measure.training_steps(chosen)
         step = row["milliseconds"] if row else 1000 * measured["GFLOP a step"][name] / timed["training cifar10_resnet20"]["GFLOP/s"]
-        about, published = "" if row else "about ", folder / name / "provenance.json"
+        hours, published = sum(steps.values()) * step / 3.6e6, folder / name / "provenance.json"
         took = json.loads(published.read_text())["core_seconds"] / 3600 if published.exists() else None
         rows[name] = {finding: f"{count / 1e6:,.2f}" for finding, count in steps.items()} | {
-            "ms a step": f"{step:.2f}" if row else f"about {step:,.0f}",
-            "core-hours": f"{about}{sum(steps.values()) * step / 3.6e6:,.{0 if about else 1}f}",
+            "ms a step": f"{step:.2f}" if row else f"≈{float(f'{step:.2g}'):,.0f}",
+            "core-hours": f"{hours:,.1f}" if row else f"≈{float(f'{hours:.2g}'):,.0f}",
             "as published": f"{took:,.1f}" if took else "–"}
     return pd.DataFrame(rows).T.rename_axis("preset (millions of steps)")
 
