@@ -80,11 +80,12 @@ def main():
         print(line(name, rows[name], earlier.get(name)), flush=True)
     if options.book:
         rows |= book(earlier)
-    for name in [name for name in earlier if name not in rows]:  # not measured this time
-        rows[name] = {"from commit": before["commit"]} | earlier[name]
+    kept = {name: row for name, row in earlier.items() if name not in rows}  # not measured this time
+    rows |= {name: {"from commit": before["commit"]} | row for name, row in kept.items()}
     result = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "processor": processor(),
               "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "cores": os.cpu_count(),
-              "threads": 1, "growth": grown, "GFLOP a step": counted, "matrix product (GFLOP/s)": round(rate / 1e9, 1), "versions": versions(), "rows": rows}
+              "threads": 1, "growth": grown, "GFLOP a step": counted,
+              "matrix product (GFLOP/s)": round(rate / 1e9, 1), "versions": versions(), "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nmatrix product: {rate / 1e9:.0f} GFLOP/s in one thread; written to {options.output}")
@@ -200,8 +201,8 @@ def operations(e):
 
 
 def start_up():
-    """Seconds until the first answer of the command, and until a notebook has imported what it needs."""
-    works = {"start of `unmask presets`": "from unmask.cli import main; main(['presets'])",
+    """How long it takes until the first answer of the command, and until a notebook has imported what it needs."""
+    works = {"start of unmask presets": "from unmask.cli import main; main(['presets'])",
              "imports of a notebook": "import unmask; from unmask import claims, figures; unmask.table"}
     rows = {}
     for name, code in works.items():

@@ -270,11 +270,10 @@ def _all_keys(experiment: Experiment, name: str) -> list[tuple]:
     """The keys of every part of a table.
 
     Raises:
-        UnmaskError: the table is about levels that the chain does not have.
+        UnmaskError: the table is about levels that the chain does not have, or there are no control levels.
     """
-    e = experiment
-    if "control_every" in TABLES[name].fields and not e.control_levels:
-        raise UnmaskError(f"control_every={e.control_every}: must be at most levels ({e.levels})")
+    if "control_every" in TABLES[name].fields and not experiment.control_levels:
+        raise UnmaskError(f"control_every={experiment.control_every}: must be at most levels ({experiment.levels})")
     if TABLES[name].cases:
         return TABLES[name].cases(experiment)
     ranges = {"seed": experiment.all_seeds, "rewind_step": experiment.rewind_steps}

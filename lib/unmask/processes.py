@@ -78,18 +78,17 @@ def first(function):
     Raises:
         UnmaskError: in all processes, if `function` does in the first.
     """
+    if not _joined:
+        return function()
     failure, result = [None], None
     if rank() == 0:
         try:
             result = function()
         except UnmaskError as error:
             failure = [str(error)]
-            if not _joined:
-                raise
-    if _joined:
-        _joined.broadcast_object_list(failure)
-        if failure[0] is not None:
-            raise UnmaskError(failure[0])
+    _joined.broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise UnmaskError(failure[0])
     return result
 
 

@@ -90,9 +90,13 @@ def published(name: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str, p
     if not (source / "provenance.json").exists():
         known = ", ".join(names(folder)) or "nothing"
         raise UnmaskError(f"preset={name!r}: is not published; in {folder} there is {known}")
-    provenance = json.loads((source / "provenance.json").read_text())
+    provenance = _provenance(name, folder)
     tables = {path.stem: reading_csv(path) for path in sorted(source.glob("*.csv"))}
     return experiment(**provenance["experiment"]), tables, provenance
+
+
+def _provenance(name: str, folder: Path) -> dict:
+    return json.loads((folder / name / "provenance.json").read_text())
 
 
 def names(folder: Path = FOLDER) -> list[str]:
@@ -162,8 +166,7 @@ def bench_table(measured: dict) -> pd.DataFrame:
                "ours, times as fast": "{:.1f}", "% of cores busy": "{:.0f}", "peak MB": "{:,.0f}"}
     for name in table:
         table[name] = table[name].map(lambda value: "–" if value != value else formats[name].format(value))
-    names = [name.replace("`", "") + ("" if kept != kept else f" (before, at {kept})")
-             for name, kept in optional["from commit"].items()]
+    names = [name if kept != kept else f"{name} (before, at {kept})" for name, kept in optional["from commit"].items()]
     return table.set_axis(names).rename_axis("work")
 
 
@@ -174,14 +177,15 @@ def bench_targets(measured: dict) -> pd.DataFrame:
                ("training mnist_lenet", "of matrix product", "least", 50, "% of the matrix product's rate", 100),
                ("open_lth's training of LeNet-300-100", "ours, times as fast", "least", 10, "times slower than ours", 1),
                ("book, empty store", "milliseconds", "most", 12, "minutes", 1 / 60_000),
-               ("start of `unmask presets`", "milliseconds", "most", 0.5, "seconds", 1 / 1000),
+               ("start of unmask presets", "milliseconds", "most", 0.5, "seconds", 1 / 1000),
                ("imports of a notebook", "milliseconds", "most", 3, "seconds", 1 / 1000))
     rows = []
     for work, column, bound, target, unit, scale in targets:
         if work in measured["rows"]:
             found = scale * measured["rows"][work][column]
             met = found >= target if bound == "least" else found <= target
-            rows.append({"work": work.replace("`", ""), "aim": f"at {bound} {target} {unit}", "measured": f"{found:.1f}", "met": "yes" if met else "no"})
+            rows.append({"work": work, "aim": f"at {bound} {target} {unit}", "measured": f"{found:.1f}",
+                         "met": "yes" if met else "no"})
     return pd.DataFrame(rows).set_index("work")
 
 
@@ -197,8 +201,8 @@ def costs(measured: dict, folder: Path = FOLDER) -> pd.DataFrame:
             continue
         row, steps = timed.get(f"training {name}"), measure.training_steps(chosen)
         step = row["milliseconds"] if row else 1000 * measured["GFLOP a step"][name] / timed["training cifar10_resnet20"]["GFLOP/s"]
-        hours, published = sum(steps.values()) * step / 3.6e6, folder / name / "provenance.json"
-        took = json.loads(published.read_text())["core_seconds"] / 3600 if published.exists() else None
+        hours = sum(steps.values()) * step / 3.6e6
+        took = _provenance(name, folder)["core_seconds"] / 3600 if name in names(folder) else None
         rows[name] = {finding: f"{count / 1e6:,.2f}" for finding, count in steps.items()} | {
             "ms a step": f"{step:.2f}" if row else f"≈{float(f'{step:.2g}'):,.0f}",
             "core-hours": f"{hours:,.1f}" if row else f"≈{float(f'{hours:.2g}'):,.0f}",
@@ -210,7 +214,7 @@ def provenances(folder: Path = FOLDER) -> pd.DataFrame:
     """Where each published result comes from, to be read."""
     rows = {}
     for name in names(folder):
-        _, tables, told = published(name, folder)
+        told, tables = _provenance(name, folder), list((folder / name).glob("*.csv"))
         rows[name] = {"tables": len(tables), "computed": told["computed"], "core-hours": f"{told['core_seconds'] / 3600:.1f}",
                       "processor": told["processor"], "device": told["device"], "published from commit": told["published from commit"]}
     return pd.DataFrame(rows).T.rename_axis("published")
