@@ -189,11 +189,11 @@ def bench_targets(measured: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("work")
 
 
-def costs(measured: dict, folder: Path = FOLDER) -> pd.DataFrame:
+def costs(measured: dict) -> pd.DataFrame:
     """Core-hours of training that each preset costs from an empty store: steps counted, times the measured step.
 
     Of presets whose step was not timed it is extrapolated from how many operations it has, at the rate of ResNet-20's
-    (≈). Beside it what those took that are published, measuring included.
+    (≈).
     """
     rows, timed = {}, measured["rows"]
     for name, chosen in PRESETS.items():
@@ -202,11 +202,9 @@ def costs(measured: dict, folder: Path = FOLDER) -> pd.DataFrame:
         row, steps = timed.get(f"training {name}"), measure.training_steps(chosen)
         step = row["milliseconds"] if row else 1000 * measured["GFLOP a step"][name] / timed["training cifar10_resnet20"]["GFLOP/s"]
         hours = sum(steps.values()) * step / 3.6e6
-        took = _provenance(name, folder)["core_seconds"] / 3600 if name in names(folder) else None
         rows[name] = {finding: f"{count / 1e6:,.2f}" for finding, count in steps.items()} | {
             "ms a step": f"{step:.2f}" if row else f"≈{float(f'{step:.2g}'):,.0f}",
-            "core-hours": f"{hours:,.1f}" if row else f"≈{float(f'{hours:.2g}'):,.0f}",
-            "as published": f"{took:,.1f}" if took else "–"}
+            "core-hours": f"{hours:,.1f}" if row else f"≈{float(f'{hours:.2g}'):,.0f}"}
     return pd.DataFrame(rows).T.rename_axis("preset (millions of steps)")
 
 
