@@ -62,6 +62,16 @@ def test_matching_is_relative_to_the_same_seeds_dense_error():
     assert judged.excess[1, 0, 1] == pytest.approx(0.06)
 
 
+@pytest.mark.parametrize("wrong", range(100, 400, 7))
+def test_rounding_does_not_decide_at_a_threshold(wrong):
+    """Of 10,000 samples: exactly epsilon worse is matching, a barrier of exactly the threshold is not connected."""
+    table = pd.DataFrame({"seed": 0, "level": (0, 1, 2), "test_error": [count / 10_000 for count in (wrong, wrong + 100, wrong + 101)]})
+    assert claims.is_matching(table, table, E).tolist() == [True, True, False]
+    ends = wrong / 10_000, (wrong + 51) / 10_000
+    barriers = pd.Series([(2 * wrong + 51 + above) / 20_000 - sum(ends) / 2 for above in (399, 400, 401)])
+    assert claims.is_connected(barriers, E).tolist() == [True, False, False]
+
+
 def test_the_papers_picture_holds_throughout():
     assert verdicts(**PAPER) == ["holds"] * 8
     assert claims.winning_tickets(levels(), controls(), E).table.verdict.tolist() == ["holds"] * 6

@@ -16,6 +16,7 @@ from .experiments import Experiment
 from .measure import INTERPOLATED
 
 CASES_NEEDED = 5
+_ROUNDING = 1e-9  # errors are counts over counts: what is equal on paper differs by this at most
 COLUMNS = ("finding", "claim", "statistic", "rule", "cases", "seeds", "verdict", "figure")
 # By finding: the page that shows it, and what the paper reports.
 PAGES = {"0": "01_winning_tickets", "1": "02_linear_connectivity", "2": "03_sgd_robustness", "3": "04_pruning_limit",
@@ -38,9 +39,28 @@ def with_matching(levels: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
 
     A level is epsilon-matching if its test error is at most the dense error plus epsilon.
     """
-    dense = levels[levels.level == 0].groupby("seed").test_error.first()
-    excess = levels.test_error - levels.seed.map(dense)
-    return levels.assign(dense_error=levels.seed.map(dense), excess=excess, matching=excess <= experiment.epsilon)
+    dense = levels.seed.map(dense_errors(levels))
+    return levels.assign(dense_error=dense, excess=levels.test_error - dense, matching=is_matching(levels, levels, experiment))
+
+
+def dense_errors(levels: pd.DataFrame) -> pd.Series:
+    """Test error of level 0, by seed."""
+    return levels[levels.level == 0].groupby("seed").test_error.first()
+
+
+def is_matching(networks: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> pd.Series:
+    """Is each network (a row with `seed` and `test_error`) epsilon-matching: at most epsilon worse than the dense one?"""
+    return is_at_most(networks.test_error, networks.seed.map(dense_errors(levels)) + experiment.epsilon)
+
+
+def is_at_most(errors: pd.Series, limits: pd.Series | float) -> pd.Series:
+    """`errors <= limits`, where rounding does not decide between equals."""
+    return errors <= limits + _ROUNDING
+
+
+def is_connected(barriers: pd.Series, experiment: Experiment) -> pd.Series:
+    """Linearly mode connected: is the barrier below the threshold?"""
+    return barriers < experiment.lmc_threshold - _ROUNDING
 
 
 def successive(levels: pd.DataFrame, segments: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
@@ -61,7 +81,7 @@ def _with_next_level(pairs: pd.DataFrame, levels: pd.DataFrame, experiment: Expe
     """Pairs of successive levels with `density`, `excess` and `matching` of `next_level`, and `connected` (by `barrier`)."""
     reached = with_matching(levels, experiment)[["seed", "rewind_step", "level", "density", "excess", "matching"]]
     table = pairs.merge(reached.rename(columns={"level": "next_level"}), on=["seed", "rewind_step", "next_level"])
-    return table.assign(connected=table.barrier < experiment.lmc_threshold)
+    return table.assign(connected=is_connected(table.barrier, experiment))
 
 
 def at_higher_sparsity(pairs: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
@@ -104,7 +124,7 @@ def all_pairs(levels: pd.DataFrame, pairs: pd.DataFrame, experiment: Experiment)
     matching = with_matching(levels, experiment).set_index(["seed", "rewind_step", "level"]).matching
     chain = [pairs.seed, pairs.rewind_step]
     both = [matching.reindex(pd.MultiIndex.from_arrays([*chain, pairs[end]])).to_numpy() for end in ("level", "other")]
-    return pairs.assign(connected=pairs.barrier < experiment.lmc_threshold, both_matching=both[0] & both[1])
+    return pairs.assign(connected=is_connected(pairs.barrier, experiment), both_matching=both[0] & both[1])
 
 
 def against_imp(levels: pd.DataFrame, controls: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
@@ -115,9 +135,8 @@ def against_imp(levels: pd.DataFrame, controls: pd.DataFrame, experiment: Experi
     and no barrier between the two.
     """
     e = experiment
-    dense = levels[levels.level == 0].groupby("seed").test_error.first()
-    table = controls.assign(matching=controls.test_error <= controls.seed.map(dense) + e.epsilon)
-    table["in_lcs_set"] = (table.test_error <= table.previous_error + e.epsilon) & (table.barrier < e.lmc_threshold)
+    table = controls.assign(matching=is_matching(controls, levels, e))
+    table["in_lcs_set"] = is_at_most(table.test_error, table.previous_error + e.epsilon) & is_connected(table.barrier, e)
     imp = table[(table.kind == "imp") & table.matching & (table.density <= e.ticket_density)][["seed", "level"]]
     return table.merge(imp, on=["seed", "level"])
 
@@ -135,7 +154,7 @@ def error_table(levels: pd.DataFrame) -> pd.DataFrame:
 def tickets_in_numbers(levels: pd.DataFrame, experiment: Experiment) -> dict[str, float]:
     """The numbers that the prose of Finding 0 quotes, by name; shares in percent, NaN where there is none."""
     e = experiment
-    dense = 100 * levels[levels.level == 0].groupby("seed").test_error.first()
+    dense = 100 * dense_errors(levels)
     mean = with_matching(levels, e).groupby(["rewind_step", "level"])[["excess", "density"]].mean()
     late, early = mean.loc[e.rewind_steps[-1]], mean.loc[e.rewind_steps[0]]
     lost = late.index[late.excess > e.epsilon]
@@ -341,7 +360,7 @@ def at_step_length(levels: pd.DataFrame, perturbations: pd.DataFrame, experiment
         pairs = pairs.rename(columns={"barrier": f"{name}_barrier"})
         also = ["step_length", "start_norm"] if name == "noise" else []
         table = table.merge(pairs[[*keys, f"{name}_barrier", *also]], on=keys)
-        table[f"{name}_connected"] = table[f"{name}_barrier"] < experiment.lmc_threshold
+        table[f"{name}_connected"] = is_connected(table[f"{name}_barrier"], experiment)
     return table
 
 
@@ -403,8 +422,7 @@ def measured_limits(levels: pd.DataFrame, prunings: pd.DataFrame, experiment: Ex
     Columns: seed, level, mask, weights, ratio (0 if there is none), above (the next ratio of the sweep, or 1).
     """
     e, keys = experiment, ["seed", "level", "mask", "weights"]
-    dense = levels[levels.level == 0].groupby("seed").test_error.first()
-    passed = (prunings.test_error <= prunings.seed.map(dense) + e.epsilon) & (prunings.barrier < e.lmc_threshold)
+    passed = is_matching(prunings, levels, e) & is_connected(prunings.barrier, e)
     table = prunings.assign(ratio=prunings.ratio.where(passed, 0.0)).groupby(keys).ratio.max().reset_index()
     following = dict(zip((0.0, *e.prune_ratios), (*e.prune_ratios, 1.0)))
     return table.assign(above=table.ratio.map(following))
@@ -556,9 +574,7 @@ def methods_compared(levels: pd.DataFrame, methods: pd.DataFrame, experiment: Ex
 
     Columns are pairs (quantity, kind); the index is seed, level, density.
     """
-    dense = levels[levels.level == 0].groupby("seed").test_error.first()
-    table = with_refilled(methods, experiment)
-    table = table.assign(matching=table.test_error <= table.seed.map(dense) + experiment.epsilon)
+    table = with_refilled(methods, experiment).assign(matching=is_matching(methods, levels, experiment))
     return table.pivot(index=["seed", "level", "density"], columns="kind",
                        values=["matching", "refilled", "below", "test_error", "barrier"])
 
