@@ -52,7 +52,7 @@ class Split(NamedTuple):
         """Some of `x` as a network takes it: images normalised, their channels last in memory."""
         if self.mean is None:
             return x
-        return x.float().sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+        return x.float().sub_(self.mean).div_(self.std).to(memory_format=torch.channels_last)
 
     def chunks(self, size: int, first: int = 0, step: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every `step`th sample from `first` on, at most `size` at a time: inputs and labels."""
@@ -76,7 +76,7 @@ class Split(NamedTuple):
                 x = crop_and_flip(x, draws.flatten().to(self.device))
             x = self.inputs(x).unflatten(0, samples.shape).transpose(0, 1).flatten(1, 2)
             if self.mean is not None:
-                x = x.contiguous(memory_format=torch.channels_last)
+                x = x.to(memory_format=torch.channels_last)
             yield x, self.y[samples].flatten()
 
 
@@ -380,7 +380,7 @@ class Stream:
         loader = DataLoader(self, batch_sampler=_Once(batches), num_workers=workers, pin_memory=workers > 0)
         try:
             for x, y in loader:
-                x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+                x = x.to(self.device, non_blocking=True).to(memory_format=torch.channels_last)
                 yield x, y.to(self.device, non_blocking=True)
         except UnmaskError as error:  # a worker puts its traceback before it
             raise UnmaskError(str(error).strip().rpartition("UnmaskError: ")[2]) from error
