@@ -17,7 +17,7 @@ import textbook
 from unmask import data, networks, pruning
 from unmask.chains import Runs
 from unmask.errors import UnmaskError
-from unmask.experiments import experiment
+from unmask.experiments import DATASETS, experiment
 from unmask.store import Store
 from unmask.train import Start, batches, evaluate, generator, learning_rate, train
 
@@ -167,6 +167,17 @@ def test_batches_are_normalised_augmented_and_differ_by_epoch_and_order(tree, st
     assert not torch.equal(first.sort(0).values, second.sort(0).values)  # the same images, moved differently
     late = list(batches(e, split, [("one",)], 4, 6))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(alone[0][4:], late))
+
+
+@pytest.mark.parametrize("dataset, channels", [("mnist", 1), ("cifar10", 3)])
+def test_convolutions_work_channels_last_whatever_the_channels(dataset, channels):
+    """The layout in which they are fast, on a CPU and a GPU; it must be told by strides where there is one channel."""
+    e = pets(dataset=dataset, folder="", image_size=DATASETS[dataset][0], augmentation="none")
+    pixels = torch.zeros(40, channels, e.image_size, e.image_size, dtype=torch.uint8)
+    split = data.Split(pixels, torch.zeros(40).long(), *torch.ones(2, 1, channels, 1, 1))
+    network = networks.build(e)
+    for x in (next(split.chunks(20))[0], next(batches(e, split, [("order",)], 0, 1))[0]):
+        assert network.stem(x).stride(1) == 1
 
 
 # --- folders of images
