@@ -232,10 +232,12 @@ def test_the_picture_is_judged_by_its_segments():
 
 def test_verdicts_are_given_of_the_tables_that_are_there():
     table = levels()
-    tables = {"levels": table, "segments": segments(table, PAPER["bump"]), "pairs": pairs(table, PAPER["barrier"]),
-              "controls": controls()}
-    first = claims.all_verdicts(tables, E).table
-    assert set(first.finding) == {"0", "1"}
+    tables = {"levels": table, "segments": segments(table, PAPER["bump"]), "pairs": pairs(table, PAPER["barrier"])}
+    chains = claims.all_verdicts(tables, E).table
+    first = claims.all_verdicts(tables | {"controls": controls()}, E).table
+    assert set(chains.finding) == set(first.finding) == {"0", "1"}
+    assert set(first.figure) - set(chains.figure) == {"fig-controls", "fig-mask"}
+    assert chains.verdict.tolist() == first[first.claim.isin(chains.claim)].verdict.tolist()
     tables |= {"gaps": gap_table(), "next_cuts": cut_table(), "retraining_methods": method_table()}
     assert set(claims.all_verdicts(tables, E).table.finding) == {"0", "1", "4"}
     tables |= {"landscape": picture({0: 0.7, 10: 0.04}, table)}

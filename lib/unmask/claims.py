@@ -192,8 +192,8 @@ def _common_numbers(e: Experiment) -> dict[str, float]:
             "higher_sparsity": 100 * e.higher_sparsity}
 
 
-def winning_tickets(levels: pd.DataFrame, controls: pd.DataFrame, experiment: Experiment) -> Verdicts:
-    """Finding 0: winning tickets exist."""
+def winning_tickets(levels: pd.DataFrame, controls: pd.DataFrame | None, experiment: Experiment) -> Verdicts:
+    """Finding 0: winning tickets exist. Without `controls`, only what IMP's chains tell."""
     e = experiment
     judged = with_matching(levels, e)
     pruned = judged[judged.level > 0]
@@ -205,6 +205,8 @@ def winning_tickets(levels: pd.DataFrame, controls: pd.DataFrame, experiment: Ex
     for step in e.rewind_steps[:-1]:
         rows.append(_share(e, "0", "fig-errors", f"where it does, the network rewound to step {step} does not match",
                            ~sparse[sparse.rewind_step == step].merge(reached).matching))
+    if controls is None:
+        return Verdicts(rows)
     compared = against_imp(levels, controls, e)
     for kind, words in (("random", "random masks"), ("shuffled", "layer-wise shuffled masks"),
                         ("reinitialized", "IMP masks on new weights"), ("one-shot", "one-shot masks")):
@@ -214,9 +216,10 @@ def winning_tickets(levels: pd.DataFrame, controls: pd.DataFrame, experiment: Ex
     return Verdicts(rows)
 
 
-def linear_connectivity(levels: pd.DataFrame, segments: pd.DataFrame, pairs: pd.DataFrame, controls: pd.DataFrame,
-                        experiment: Experiment) -> Verdicts:
-    """Finding 1: successive levels are linearly connected if and only if they are matching."""
+def linear_connectivity(levels: pd.DataFrame, segments: pd.DataFrame, pairs: pd.DataFrame,
+                        controls: pd.DataFrame | None, experiment: Experiment) -> Verdicts:
+    """Finding 1: successive levels are linearly connected if and only if they are matching. Without `controls`, only
+    what IMP's chains tell."""
     e = experiment
     steps = successive(levels, segments, e)
     sparse = at_higher_sparsity(steps, e)
@@ -237,6 +240,8 @@ def linear_connectivity(levels: pd.DataFrame, segments: pd.DataFrame, pairs: pd.
     rows.append(_share(e, "1", "fig-pairs",
                        "from the last rewind step, all matching levels form one piece: any two are connected",
                        linked[(linked.rewind_step == late) & linked.both_matching].connected))
+    if controls is None:
+        return Verdicts(rows)
     compared = against_imp(levels, controls, e)
     rows.append(_share(e, "1", "fig-mask",
                        "IMP's axial subspace meets the linearly connected sublevel set of the level before",
@@ -256,7 +261,7 @@ def all_verdicts(tables: dict[str, pd.DataFrame], experiment: Experiment) -> Ver
         pruning_limit: ("levels", "predictions", "displacements", "prunings"),
         role_of_retraining: ("levels", "gaps", "next_cuts", "retraining_methods"),
         error_landscape: ("landscape", "levels")}
-    optional = {"retraining_methods"}
+    optional = {"controls", "retraining_methods"}
     return Verdicts([row for finding, names in findings.items() if set(names) - optional <= set(tables)
                      for row in finding(*(tables.get(name) for name in names), experiment).rows])
 

@@ -105,8 +105,21 @@ def names(folder: Path = FOLDER) -> list[str]:
     return sorted(found, key=lambda name: (list(PRESETS).index(name) if name in PRESETS else len(PRESETS), name))
 
 
+def about(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: dict) -> dict[str, float | str]:
+    """What published results are of and where they come from, by name, for the prose; shares in percent."""
+    return {
+        "setting": {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}.get(chosen.network, chosen.network),
+        "data": {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(chosen.dataset, chosen.folder or chosen.dataset),
+        "weights": float(tables["levels"].survivors.max()), "seeds": float(chosen.seeds),
+        "dense_error": float(100 * claims.dense_errors(tables["levels"]).mean()),
+        "last_density": float(100 * tables["levels"].density.min()),
+        "agreement": 100 * chosen.agreement, "epsilon": 100 * chosen.epsilon, "lmc_threshold": 100 * chosen.lmc_threshold,
+        "core_hours": provenance["core_seconds"] / 3600, "computed": provenance["computed"],
+        "processor": provenance["processor"], "commit": provenance["published from commit"]}
+
+
 def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: dict) -> dict[str, float | str]:
-    """What the prose about published results quotes, by name; errors in percent.
+    """What the prose about results published whole quotes, by name, beside what is `about` them; errors in percent.
 
     Raises:
         UnmaskError: not all tables are there.
@@ -122,24 +135,16 @@ def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: 
     robustness = claims.robustness_in_numbers(levels, tables["perturbations"], chosen)
     retraining = claims.retraining_in_numbers(
         levels, *(tables[name] for name in ("gaps", "refill", "next_cuts", "retraining_methods")), chosen)
-    return {f"robustness_{name}": value for name, value in robustness.items()} | {
+    return about(chosen, tables, provenance) | {f"robustness_{name}": value for name, value in robustness.items()} | {
         f"retraining_{name}": value for name, value in retraining.items()} | {
         "longest": chosen.perturbation_lengths[-1], "barrier_at_longest": float(100 * perturbed.barrier.mean()),
-        "dense_error": float(100 * levels[levels.level == 0].test_error.mean()),
         "last_error": float(100 * late[late.level == last].test_error.mean()),
-        "last_density": float(100 * levels.density.min()),
         "sparsest": float(100 * sparsest.mean()), "pairs": float(len(pairs)),
         "largest_barrier": float(100 * pairs.barrier.max()), "not_matching": float((~pairs.matching).sum()),
         "control_density": float(100 * tables["controls"].density.min()),
         "barrier_imp": float(100 * controls["imp"]), "barrier_random": float(100 * controls["random"]),
         "barrier_shuffled": float(100 * controls["shuffled"]),
-        "setting": {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}.get(chosen.network, chosen.network),
-        "data": {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(chosen.dataset, chosen.folder or chosen.dataset),
-        "seeds": float(chosen.seeds), "agreement": 100 * chosen.agreement, "epsilon": 100 * chosen.epsilon,
-        "lmc_threshold": 100 * chosen.lmc_threshold, "weights": float(levels.survivors.max()),
-        "limit_level": float(chosen.limit_levels[-1]),
-        "core_hours": provenance["core_seconds"] / 3600, "computed": provenance["computed"],
-        "processor": provenance["processor"], "commit": provenance["published from commit"]}
+        "limit_level": float(chosen.limit_levels[-1])}
 
 
 def bench(path: Path = FOLDER / "bench.json") -> dict:
