@@ -94,7 +94,7 @@ def main():
 def works(device):
     """Name and function of everything that is measured."""
     for preset, changes in (("miniature", {}), ("miniature_fine", {}), ("mnist_lenet", {"train_samples": 12_800}),
-                            ("cifar10_resnet20", {"train_samples": 2560})):
+                            ("mnist_resnet20", {"train_samples": 2560}), ("cifar10_resnet20", {"train_samples": 2560})):
         e = experiment(preset, **changes)
         yield f"training {preset}", lambda rate, e=e: training(e, device, rate)
     e = experiment("miniature")

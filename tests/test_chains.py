@@ -108,6 +108,24 @@ def test_damaged_entries_are_found_before_anything_is_built_on_them(runs, tmp_pa
         None) == len(list(store.names()))
 
 
+def test_a_table_that_is_there_is_read_without_what_it_was_made_from(runs, monkeypatch):
+    before, read, whole = measure.table("levels", runs.experiment, runs.store, 1), [], Store._read_whole
+    monkeypatch.setattr(Store, "_read_whole", lambda store, name: read.append(name) or whole(store, name))
+    assert measure.table("levels", runs.experiment, runs.store, 1).equals(before)
+    assert read and all("/levels-" in name for name in read)
+
+
+@pytest.mark.parametrize("table, seeds, steps", [
+    ("levels", {0, 1}, {0, 2, 5}), ("magnitudes", {0, 1}, {5}), ("landscape", {0}, {0, 5}), ("controls", {0, 1}, {5})])
+def test_only_what_a_table_needs_is_trained(tiny, store, table, seeds, steps):
+    runs = Runs(tiny.but(rewind_steps=(0, 2, 5), control_every=1), store)
+    trained = [place for wave in measure.plan(runs, [table], 2) for task in wave if task.function.endswith("train_places")
+               for place in task.args]
+    assert {place.seed for place in trained} == seeds
+    assert {place.rewind_step for place in trained if place.level} == steps
+    assert len(set(trained)) == len(trained)
+
+
 def test_what_exists_is_not_trained_again(runs, monkeypatch):
     runs.level(0, 5, 3)
     monkeypatch.setattr(chains, "train_all", lambda *_, **__: pytest.fail("trained again"))

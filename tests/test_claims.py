@@ -62,6 +62,13 @@ def test_matching_is_relative_to_the_same_seeds_dense_error():
     assert judged.excess[1, 0, 1] == pytest.approx(0.06)
 
 
+def test_the_quoted_densities_agree_with_what_matches():
+    exact = levels(late=(0.015, 0.025, 0.025, 0.025), early=(0.015, 0.025, 0.026, 0.1))
+    assert 0.025 - 0.015 > E.epsilon == 0.01  # by rounding
+    numbers = claims.tickets_in_numbers(exact, E)
+    assert (numbers["ticket_density"], numbers["early_lost_density"]) == pytest.approx((10, 15))
+
+
 @pytest.mark.parametrize("wrong", range(100, 400, 7))
 def test_rounding_does_not_decide_at_a_threshold(wrong):
     """Of 10,000 samples: exactly epsilon worse is matching, a barrier of exactly the threshold is not connected."""
@@ -179,6 +186,11 @@ def method_table(fine_tuned=(0.2, 0.01), seeds=6):
                          for kind, (error, below) in kinds.items()])
 
 
+def test_a_single_level_has_no_cut_without_retraining_to_compare_with():
+    cuts = cut_table()
+    assert len(claims.cuts_compared(cuts[cuts.cut != "continued"])) == 0 < len(claims.cuts_compared(cuts))
+
+
 def retraining_verdicts(gaps=None, cuts=None, methods=None):
     tables = [gap_table() if gaps is None else gaps, cut_table() if cuts is None else cuts,
               method_table() if methods is None else methods]
@@ -210,7 +222,7 @@ def test_a_gap_is_refilled_from_the_presets_share_on():
 def picture(middle, table, spread=0.0):
     """Segments of seed 0 from level 1 to 2, as the plane's rows have them; `middle` is the error half-way, by step."""
     rows = []
-    for step in (0, 10):
+    for step in middle:
         errors = table[(table.seed == 0) & (table.rewind_step == step)].set_index("level").test_error
         rows += [{"seed": 0, "rewind_step": step, "plane": "solutions", "level": 1, "next_level": 2, "what": "segment",
                   "t": t, "x": t, "y": 0.0, "test_error": error}
@@ -228,6 +240,8 @@ def test_the_picture_is_judged_by_its_segments():
     assert made.table.verdict.tolist() == ["holds"] * 2 and set(made.table.seeds) == {1}
     assert judged({0: 0.1, 10: 0.04}).table.verdict.tolist() == ["holds", "fails"]
     assert judged({0: 0.7, 10: 0.5}).table.verdict.tolist() == ["fails", "holds"]
+    only, late = E.but(rewind_steps=(10,)), table[table.rewind_step == 10]  # the first is the last: nothing to set against it
+    assert claims.error_landscape(picture({10: 0.04}, late), late, only).table.verdict.tolist() == ["holds"]
 
 
 def test_verdicts_are_given_of_the_tables_that_are_there():

@@ -110,6 +110,15 @@ def test_displacements_start_at_the_solution_and_end_at_the_projection(runs):
     assert random.min() > rows.distance[0.0]  # the smallest weights are the shortest way
 
 
+def test_each_level_s_spectrum_is_drawn():
+    from unmask import figures
+
+    spectra = pd.DataFrame([{"seed": 0, "level": level, "steps": 0, "rank": rank, "eigenvalue": 1 / rank / (level + 1)}
+                            for level in range(6) for rank in (1, 2, 4)])
+    figure = figures.hessian_spectra(spectra)
+    assert len(figure.axes[0].lines) == 6
+
+
 def test_prunings_say_what_retraining_and_evaluation_say(runs):
     e, solution = runs.experiment, Solution(runs, 0, 2)
     rows = table(runs, "prunings").query("seed == 0 and mask == 'random' and ratio == 0.8").set_index("weights")
@@ -123,7 +132,7 @@ def test_prunings_say_what_retraining_and_evaluation_say(runs):
 
 # --- verdicts from hand-made tables
 
-E = experiment("miniature", prune_ratios=(0.2, 0.4, 0.6, 0.8), epsilon=0.01, lmc_threshold=0.02, limit_tolerance=0.1)
+E = experiment("miniature", prune_ratios=(0.2, 0.4, 0.5, 0.6, 0.8), epsilon=0.01, lmc_threshold=0.02, limit_tolerance=0.1)
 
 
 def made(passing={"random": 0.2, "magnitude": 0.4}, predicted=0.35, curvature=(1.0, 9.0), levels=2):
@@ -149,7 +158,7 @@ def test_the_measured_maximum_is_the_largest_ratio_that_matches_and_is_connected
     chain, *_, prunings = made()
     found = claims.measured_limits(chain, prunings, E).set_index(["seed", "level", "mask", "weights"])
     assert tuple(found.loc[(0, 0, "random", "retrained")]) == (0.2, 0.4)
-    assert tuple(found.loc[(0, 0, "magnitude", "retrained")]) == (0.4, 0.6)
+    assert tuple(found.loc[(0, 0, "magnitude", "retrained")]) == (0.4, 0.5)
     prunings.loc[(prunings["mask"] == "magnitude") & (prunings.ratio == 0.4), "barrier"] = 0.02  # no longer connected
     found = claims.measured_limits(chain, prunings, E).set_index(["seed", "level", "mask", "weights"])
     assert found.ratio[0, 0, "magnitude", "projection"] == 0.2
@@ -188,7 +197,7 @@ def test_verdicts_fail_as_they_should():
     assert verdicts(predicted=0.9)[0] == "fails" and verdicts(predicted=0.9)[4] == "fails"
     assert verdicts(passing={"random": 0.4, "magnitude": 0.4})[1] == "fails"
     assert verdicts(curvature=(9.0, 1.0))[2] == "fails"
-    assert verdicts(passing={"random": 0.2, "magnitude": 0.6})[3] == "fails"  # level 1 reaches a quarter at once
+    assert verdicts(passing={"random": 0.2, "magnitude": 0.8})[3] == "fails"  # a quarter is reached at once
 
 
 def test_levels_already_as_sparse_as_the_sparsest_matching_one_are_not_asked():
@@ -196,8 +205,24 @@ def test_levels_already_as_sparse_as_the_sparsest_matching_one_are_not_asked():
     assert cases[0] == 9 and cases[3] == 6
 
 
+def test_goals_between_what_passes_and_what_does_not_decide_nothing():
+    """From level 1 the goal is 1/2: at most 0.4 passes, 0.6 does not, and nobody tried what lies between."""
+    coarse = E.but(prune_ratios=(0.2, 0.4, 0.6, 0.8))
+    chain, predictions, displacements, prunings = made()
+    prunings = prunings[prunings.ratio != 0.5]
+    assert claims.pruning_limit(chain, predictions, displacements, prunings, coarse).table.cases[3] == 3
+
+
+def test_means_are_over_the_networks_of_which_all_is_known():
+    chain, predictions, displacements, prunings = made()
+    only = predictions[(predictions.criterion != "exact quadratic") | (predictions.level == 1)]
+    only = only.assign(ratio=only.ratio.where(only.level == 1, 0.9))
+    numbers = claims.limits_in_numbers(chain, only, displacements, prunings, E)
+    assert numbers["compared"] == 3 and numbers["random_random"] == numbers["exact_random"] == pytest.approx(35)
+
+
 def test_goals_beyond_the_sweep_are_not_asked():
-    short = E.but(prune_ratios=(0.2, 0.4, 0.6))  # level 0 would need 3/4
+    short = E.but(prune_ratios=(0.2, 0.4, 0.5, 0.6))  # level 0 would need 3/4
     chain, predictions, displacements, prunings = made()
     prunings = prunings[prunings.ratio < 0.8]
     assert claims.pruning_limit(chain, predictions, displacements, prunings, short).table.cases[3] == 3

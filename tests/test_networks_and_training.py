@@ -143,6 +143,9 @@ def test_an_epoch_shows_every_sample_once(setting):
 def test_schedule():
     e = experiment("smoke", lr=1.0, steps=40, milestones=(0.5, 0.75))
     assert [learning_rate(e, step) for step in (0, 19, 20, 29, 30, 39)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    e = experiment("smoke", steps=25_020, milestones=(0.55,), lr=1.0)
+    assert 0.55 * e.steps > 13_761  # by rounding
+    assert [learning_rate(e, step) for step in (13_760, 13_761)] == pytest.approx([1, 0.1])
 
 
 def test_snapshots_outside_the_schedule_are_refused(setting):

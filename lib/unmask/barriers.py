@@ -68,6 +68,8 @@ def reestimate_norms(network: nn.Module, split: Split, batch_size: int = 500) ->
     Of several processes each does it all.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     network.train()
     seen = 0

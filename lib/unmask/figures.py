@@ -7,6 +7,8 @@ for color-blind readers, and markers and dashes tell curves apart in grey print 
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -225,7 +227,7 @@ def _matching_line(ax: Axes, levels: pd.DataFrame, experiment: Experiment) -> No
 
 def _last_matching(chain: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> int:
     limit = levels[levels.level == 0].test_error.mean() + experiment.epsilon
-    failing = chain.groupby("level").test_error.mean().gt(limit)
+    failing = ~claims.is_at_most(chain.groupby("level").test_error.mean(), limit)
     return int(failing.idxmax()) - 1 if failing.any() else int(chain.level.max())
 
 
@@ -310,7 +312,7 @@ def hessian_spectra(spectra: pd.DataFrame) -> Figure:
     levels = sorted(exact.level.unique())
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.8, 3.8), sharey=True)
     colors = dict(zip(levels, sns.color_palette("viridis", len(levels))))
-    for dashes, (level, rows) in zip(_DASHES, exact.groupby("level")):
+    for dashes, (level, rows) in zip(cycle(_DASHES), exact.groupby("level")):
         left.plot(rows["rank"], rows.eigenvalue.where(rows.eigenvalue > 0), color=colors[level], ls=dashes,
                   label=f"level {level}")
     for level in sorted({levels[0], levels[-1]}):

@@ -7,6 +7,7 @@ in [0, 1], losses are in nats.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, groupby, product
 from typing import NamedTuple
@@ -170,10 +171,10 @@ def _check_table(name: str) -> None:
         raise UnmaskError(f"table={name!r}: must be one of {', '.join(TABLES)}")
 
 
-def complete(experiment: Experiment, store: Store) -> list[str]:
-    """The tables of the experiment that are in the store with all their parts."""
+def complete(experiment: Experiment, store: Store, tables: Sequence[str]) -> list[str]:
+    """Those of the tables of the experiment that are in the store with all their parts."""
     runs = Runs(experiment, store)
-    return [name for name in TABLES if _is_complete(runs, name)]
+    return [name for name in tables if _is_complete(runs, name)]
 
 
 def _is_complete(runs: Runs, name: str) -> bool:
@@ -193,10 +194,10 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
     runs = Runs(experiment, store)
     jobs = parallel.check_jobs(jobs, runs.device.type)
     waves = plan(runs, tables, jobs)
-    names = [name for wave in waves for task in wave for name, _ in task.outputs]
-    store.drop_damaged(names)  # before anything is built on it
+    store.drop_damaged([_part_name(runs, name, keys) + TABLE for name in tables for keys in _all_keys(experiment, name)])
     if all(_is_complete(runs, name) for name in tables):
         return
+    store.drop_damaged([name for wave in waves for task in wave for name, _ in task.outputs])  # before anything is built on it
     data.load(experiment, store)  # generated once, before there are several processes to do it
     parallel.run(waves, experiment, store, jobs)
 
@@ -238,11 +239,17 @@ def plan(runs: Runs, tables: Sequence[str], jobs: int) -> list[list[parallel.Tas
         output = _part_name(runs, name, keys) + TABLE, f"{name}, {what}"
         return parallel.Task("measure:read_part", (name, keys), (output,))
 
-    dense = [task([Place("imp", seed, e.rewind_steps[0], 0) for seed in seeds]) for seeds in _groups(runs, e.all_seeds, jobs)]
-    kinds = [("imp", step) for step in e.rewind_steps]
+    last, used = e.rewind_steps[-1], defaultdict(set)  # seeds of each kind of chain
+    for name in tables:
+        for keys in _all_keys(e, name):
+            places = dict(zip(TABLES[name].keys, keys))
+            used["imp", places.get("rewind_step", last)].add(places["seed"])
     if {"refill", "retraining_methods"} & set(tables):
-        kinds += [(kind, e.rewind_steps[-1]) for kind in RETRAININGS]
-    chains = [chain(seeds, step, kind) for kind, step in kinds for seeds in _groups(runs, e.all_seeds, jobs / len(kinds))]
+        used |= {(kind, last): set(e.all_seeds) for kind in RETRAININGS}
+    seeds = sorted(set().union(*used.values()))
+    dense = [task([Place("imp", seed, e.rewind_steps[0], 0) for seed in group]) for group in _groups(runs, seeds, jobs)]
+    chains = [chain(group, step, kind) for kind, step in product(CHAINS, e.rewind_steps)
+              for group in _groups(runs, sorted(used.get((kind, step), ())), jobs / len(used))]
     waves = [dense, chains]
     if "controls" in tables:
         waves[1] += control("random") + control("one-shot")

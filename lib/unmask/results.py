@@ -46,7 +46,7 @@ def publish(chosen: Experiment, store: Store, name: str | None = None, folder: P
             lost, or another experiment's.
     """
     name = check_name(chosen, name)
-    names = [table for table in measure.complete(chosen, store) if table in wanted]
+    names = measure.complete(chosen, store, wanted)
     if not names:
         raise UnmaskError(f"publish={name!r}: no table of the experiment is whole in {store.root}")
     target = folder / name
@@ -202,7 +202,7 @@ def costs(measured: dict) -> pd.DataFrame:
     """
     rows, timed = {}, measured["rows"]
     for name, chosen in PRESETS.items():
-        if name == "smoke":  # made for tests, not for results
+        if name == "smoke" or name not in measured["GFLOP a step"]:  # made for tests, or after the bench was run
             continue
         row, steps = timed.get(f"training {name}"), measure.training_steps(chosen)
         step = row["milliseconds"] if row else 1000 * measured["GFLOP a step"][name] / timed["training cifar10_resnet20"]["GFLOP/s"]
@@ -219,7 +219,8 @@ def provenances(folder: Path = FOLDER) -> pd.DataFrame:
     for name in names(folder):
         told, tables = _provenance(name, folder), list((folder / name).glob("*.csv"))
         rows[name] = {"tables": len(tables), "computed": told["computed"], "core-hours": f"{told['core_seconds'] / 3600:.1f}",
-                      "processor": told["processor"], "device": told["device"], "published from commit": told["published from commit"]}
+                      "processor": told["processor"].replace("(R)", "").replace(" Processor", ""),  # pandas cuts off what is longer
+                      "device": told["device"], "published from commit": told["published from commit"]}
     return pd.DataFrame(rows).T.rename_axis("published")
 
 

@@ -39,7 +39,7 @@ def generator(*names) -> torch.Generator:
 
 def learning_rate(experiment: Experiment, step: int) -> float:
     """The step schedule: `lr`, multiplied by `lr_decay` at each milestone passed; before, linear warm-up."""
-    passed = sum(step >= share * experiment.steps for share in experiment.milestones)
+    passed = sum(step >= round(share * experiment.steps, 6) for share in experiment.milestones)
     warmup = experiment.warmup * experiment.steps
     return experiment.lr * experiment.lr_decay ** passed * min(1.0, (step + 1) / warmup if warmup else 1.0)
 
@@ -165,6 +165,7 @@ class Unfinished:
     """A training on its way, in the store once a minute, under names that follow from where and how it started.
 
     Of two names in turns, so that there is always one that is whole. A training of less than a minute leaves nothing.
+    Replicates grouped in another way, as for another number of processes, start again.
     """
 
     SECONDS = 60.0
@@ -175,8 +176,9 @@ class Unfinished:
         if store is not None:
             digest = hashlib.sha256(repr((start, snapshots, lr, look and look.__qualname__, [r.order for r in replicates])).encode())
             for replicate in replicates:
-                for tensor in (*replicate.state.values(), *replicate.mask.values()):
-                    digest.update(tensor.numpy().tobytes())
+                for part in (replicate.state, replicate.mask):
+                    for _, tensor in sorted(part.items()):
+                        digest.update(tensor.numpy().tobytes())
             name = f"{experiment.recipe}/unfinished/{digest.hexdigest()[:16]}"
             self.names = [f"{name}-{turn}" for turn in "ab"]
 
