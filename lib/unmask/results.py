@@ -131,6 +131,10 @@ def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: 
     late = claims.with_matching(levels, chosen).query("rewind_step == @chosen.rewind_steps[-1]")
     sparsest = late[late.matching].groupby("seed").density.min()
     controls = tables["controls"][tables["controls"].level == chosen.control_levels[-1]].groupby("kind").barrier.mean()
+    tickets = claims.against_imp(levels, tables["controls"], chosen).query("kind == 'imp'")
+    limits = claims.predicted_and_measured(levels, tables["predictions"], tables["prunings"], chosen)
+    limits = limits.query("criterion == 'random subspace' and mask == 'random'").groupby("level")[["predicted", "ratio"]]
+    least, most = 100 * limits.min(), 100 * limits.max()
     perturbed = tables["perturbations"].query("kind == 'random' and length == @chosen.perturbation_lengths[-1]")
     robustness = claims.robustness_in_numbers(levels, tables["perturbations"], chosen)
     retraining = claims.retraining_in_numbers(
@@ -144,7 +148,11 @@ def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: 
         "control_density": float(100 * tables["controls"].density.min()),
         "barrier_imp": float(100 * controls["imp"]), "barrier_random": float(100 * controls["random"]),
         "barrier_shuffled": float(100 * controls["shuffled"]),
-        "limit_level": float(chosen.limit_levels[-1])}
+        "ticket_cases": float(len(tickets)), "control_matching": float((tickets.level == chosen.control_levels[-1]).sum()),
+        "limit_level": float(chosen.limit_levels[-1])} | {
+        f"{place}_{what}_{end}": float(values[column][chosen.limit_levels[at]])
+        for place, at in (("dense", 0), ("late", -1)) for end, values in (("least", least), ("most", most))
+        for what, column in (("predicted", "predicted"), ("measured", "ratio"))}
 
 
 def bench(path: Path = FOLDER / "bench.json") -> dict:
