@@ -151,7 +151,7 @@ PINNED = {
     "miniature_fine": ("cfd3e18bfe", "mnist1d-resnet1d-1bb3f0f09c"),
     "smoke": ("c32c1250ff", "mnist1d-resnet1d-strided-f99868e3dd"),
     "mnist_lenet": ("788ed10cc8", "mnist-lenet-300-100-e844af970f"),
-    "mnist_resnet20": ("ed313b5309", "mnist-resnet20-8245666913"),
+    "mnist_resnet20": ("07cd1c02e7", "mnist-resnet20-8245666913"),
     "cifar10_resnet20": ("f372f39dcd", "cifar10-resnet20-a564285d7c"),
     "cifar100_resnet18": ("ca3ef64f75", "cifar100-resnet18-3127a276ce"),
     "imagenet_resnet50": ("12247f2f57", "imagefolder-resnet50-5e6f7eca02"),
