@@ -180,6 +180,8 @@ def connectivity_in_numbers(levels: pd.DataFrame, segments: pd.DataFrame, experi
         "mid_first": float(100 * first.test_error.mean()),
         "mid_late": float(100 * late[late.matching].test_error.mean()),
         "ends_late": float(100 * late[late.matching].end_error.mean()),
+        "pairs": float(len(judged)), "connected": float(judged.connected.sum()),
+        "not_matching": float((~judged.matching).sum()), "largest_barrier": float(100 * judged.barrier.max()),
         "agreeing": float(100 * (sparse.connected == sparse.matching).mean()),
         "compared": float(len(sparse)),
         "agreeing_everywhere": float(100 * (judged.connected == judged.matching).mean())}

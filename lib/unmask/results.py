@@ -106,13 +106,16 @@ def names(folder: Path = FOLDER) -> list[str]:
 
 
 def about(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: dict) -> dict[str, float | str]:
-    """What published results are of and where they come from, by name, for the prose; shares in percent."""
+    """What published results are of and where they come from, by name, for the prose; errors and shares in percent."""
+    levels = tables["levels"]
     return {
         "setting": {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}.get(chosen.network, chosen.network),
         "data": {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(chosen.dataset, chosen.folder or chosen.dataset),
-        "weights": float(tables["levels"].survivors.max()), "seeds": float(chosen.seeds),
-        "dense_error": float(100 * claims.dense_errors(tables["levels"]).mean()),
-        "last_density": float(100 * tables["levels"].density.min()),
+        "weights": float(levels.survivors.max()), "seeds": float(chosen.seeds),
+        "dense_error": float(100 * claims.dense_errors(levels).mean()),
+        "last_error": float(100 * levels[(levels.level == chosen.levels) & (levels.rewind_step == chosen.rewind_steps[-1])]
+                            .test_error.mean()),
+        "last_density": float(100 * levels.density.min()),
         "agreement": 100 * chosen.agreement, "epsilon": 100 * chosen.epsilon, "lmc_threshold": 100 * chosen.lmc_threshold,
         "core_hours": provenance["core_seconds"] / 3600, "computed": provenance["computed"],
         "processor": provenance["processor"], "commit": provenance["published from commit"]}
@@ -126,8 +129,7 @@ def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: 
     """
     if missing := [name for name in measure.TABLES if name not in tables]:
         raise UnmaskError(f"the published tables of {chosen.preset} lack {', '.join(missing)}, which this page shows")
-    levels, last = tables["levels"], chosen.levels
-    pairs = claims.successive(levels, tables["segments"], chosen)
+    levels = tables["levels"]
     late = claims.with_matching(levels, chosen).query("rewind_step == @chosen.rewind_steps[-1]")
     sparsest = late[late.matching].groupby("seed").density.min()
     controls = tables["controls"][tables["controls"].level == chosen.control_levels[-1]].groupby("kind").barrier.mean()
@@ -139,12 +141,11 @@ def in_numbers(chosen: Experiment, tables: dict[str, pd.DataFrame], provenance: 
     robustness = claims.robustness_in_numbers(levels, tables["perturbations"], chosen)
     retraining = claims.retraining_in_numbers(
         levels, *(tables[name] for name in ("gaps", "refill", "next_cuts", "retraining_methods")), chosen)
-    return about(chosen, tables, provenance) | {f"robustness_{name}": value for name, value in robustness.items()} | {
+    connectivity = claims.connectivity_in_numbers(levels, tables["segments"], chosen)
+    return about(chosen, tables, provenance) | connectivity | {f"robustness_{name}": value for name, value in robustness.items()} | {
         f"retraining_{name}": value for name, value in retraining.items()} | {
         "longest": chosen.perturbation_lengths[-1], "barrier_at_longest": float(100 * perturbed.barrier.mean()),
-        "last_error": float(100 * late[late.level == last].test_error.mean()),
-        "sparsest": float(100 * sparsest.mean()), "pairs": float(len(pairs)),
-        "largest_barrier": float(100 * pairs.barrier.max()), "not_matching": float((~pairs.matching).sum()),
+        "sparsest": float(100 * sparsest.mean()),
         "control_density": float(100 * tables["controls"].density.min()),
         "barrier_imp": float(100 * controls["imp"]), "barrier_random": float(100 * controls["random"]),
         "barrier_shuffled": float(100 * controls["shuffled"]),
