@@ -36,6 +36,12 @@ def test_a_second_read_computes_nothing(store):
     assert len(calls) == 1
 
 
+def test_others_may_read_what_they_may_read_of_other_files(store):
+    (store.root / "plain").write_text("")
+    store.put_tensors("shared", {"x": torch.zeros(2)})
+    assert all(path.stat().st_mode == (store.root / "plain").stat().st_mode for path in store.root.glob("shared*"))
+
+
 def test_tables_come_back_to_the_bit(store):
     table = pd.DataFrame({"x": [1 / 3, 1e-300, 0.1 + 0.2], "n": [1, 2, 3], "s": ["a", "b, c", "d"]})
     for _ in range(2):

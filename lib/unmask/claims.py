@@ -13,7 +13,7 @@ import pandas as pd
 
 from .barriers import METRICS, barrier
 from .experiments import Experiment
-from .measure import INTERPOLATED
+from .measure import INTERPOLATED, REESTIMATED
 
 CASES_NEEDED = 5
 _ROUNDING = 1e-9  # errors are counts over counts: what is equal on paper differs by this at most
@@ -75,6 +75,14 @@ def successive(levels: pd.DataFrame, segments: pd.DataFrame, experiment: Experim
     barriers = pd.DataFrame({name: paths.apply(barrier, metric) for name, metric in (
         ("barrier", "test_error"), ("train_error_barrier", "train_error"), ("train_loss_barrier", "train_loss"))})
     return _with_next_level(barriers.reset_index(), levels, experiment)
+
+
+def midpoint_barriers(segments: pd.DataFrame) -> pd.DataFrame:
+    """Barriers of test error by the ends and the midpoint alone, one row for each pair of successive levels: columns
+    "interpolated" and "re-estimated", the batch-norm statistics at the midpoint."""
+    ends = segments[segments.t.isin((0.0, 0.5, 1.0))]
+    keys = ["seed", "rewind_step", "level", "next_level", "norms"]
+    return ends.groupby(keys)[["t", "test_error"]].apply(barrier).unstack()
 
 
 def _with_next_level(pairs: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
@@ -182,6 +190,7 @@ def connectivity_in_numbers(levels: pd.DataFrame, segments: pd.DataFrame, experi
         "ends_late": float(100 * late[late.matching].end_error.mean()),
         "pairs": float(len(judged)), "connected": float(judged.connected.sum()),
         "not_matching": float((~judged.matching).sum()), "largest_barrier": float(100 * judged.barrier.max()),
+        "largest_reestimated": float(100 * midpoint_barriers(segments)[REESTIMATED].max()),
         "agreeing": float(100 * (sparse.connected == sparse.matching).mean()),
         "compared": float(len(sparse)),
         "agreeing_everywhere": float(100 * (judged.connected == judged.matching).mean())}

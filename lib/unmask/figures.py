@@ -68,7 +68,7 @@ def zigzag(levels: pd.DataFrame, segments: pd.DataFrame, experiment: Experiment)
     points = pd.concat([levels[["seed", "rewind_step", "level", "test_error"]],
                         middle.assign(level=middle.level + 0.5)[["seed", "rewind_step", "level", "test_error"]]])
     steps = sorted(points.rewind_step.unique())
-    figure, axes = plt.subplots(1, len(steps), figsize=(3 * len(steps), 3.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(steps), figsize=(max(4.8, 3 * len(steps)), 3.6), sharey=True, squeeze=False)
     for ax, style, step in zip(axes[0], _styles(), steps):
         chain = points[points.rewind_step == step].sort_values("level")
         for _, seed in chain.groupby("seed"):
@@ -84,7 +84,7 @@ def zigzag(levels: pd.DataFrame, segments: pd.DataFrame, experiment: Experiment)
         ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         _log_error_axis(ax)
     axes[0, 0].set_ylabel("test error (%)")
-    axes[0, -1].legend(loc="upper left")
+    axes[0, -1].legend(loc="best")
     return figure
 
 
@@ -188,9 +188,7 @@ def mask_information(controls: pd.DataFrame, experiment: Experiment) -> Figure:
 
 def effect_of_norms(ax: Axes, segments: pd.DataFrame) -> None:
     """Midpoint barriers with interpolated batch-norm statistics against the same with re-estimated ones."""
-    keys = ["seed", "rewind_step", "level", "next_level"]
-    ends = segments[segments.t.isin((0.0, 0.5, 1.0))]
-    barriers = ends.groupby([*keys, "norms"])[["t", "test_error"]].apply(claims.barrier).unstack() * PERCENT
+    barriers = PERCENT * claims.midpoint_barriers(segments)
     for style, (step, chain) in zip(_styles(), barriers.groupby("rewind_step")):
         ax.plot(chain[INTERPOLATED], chain[REESTIMATED], ls="none", marker=style["marker"], color=style["color"],
                 label=f"rewound to step {step}")

@@ -200,6 +200,10 @@ def reading_csv(source) -> pandas.DataFrame:  # noqa: F821
     return pd.read_csv(source, **exact)
 
 
+_UMASK = os.umask(0o077)  # can be read only by setting it
+os.umask(_UMASK)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a temporary name and rename it: it is there whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -208,6 +212,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's are for their owner alone, and a store may be shared
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
