@@ -331,7 +331,8 @@ class Overview:
                 cells = [self._cell(by_preset.loc[preset]) if preset in by_preset.index else "<td>–</td>"
                          for preset in self.presets]
                 rows.append(f"<td>{_link(group.iloc[0], self.pages)}</td>{''.join(cells)}")
-        return _html(("claim", *self.presets), rows)
+        # names of presets may be broken after each _, or the columns would leave no room for the claims
+        return _html(("claim", *(preset.replace("_", "_<wbr>") for preset in self.presets)), rows, "verdicts overview")
 
     @staticmethod
     def _cell(row) -> str:
@@ -343,10 +344,10 @@ class Overview:
         return repr(self.table.set_index(["claim", "preset"]).verdict.unstack())
 
 
-def _html(names: tuple[str, ...], rows: list[str]) -> str:
+def _html(names: tuple[str, ...], rows: list[str], kind: str = "verdicts") -> str:
     head = "".join(f"<th>{name}</th>" for name in names)
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<table class="table verdicts">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+    return f'<table class="table {kind}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
 
 
 def _link(row, pages: str) -> str:
