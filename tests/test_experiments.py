@@ -147,7 +147,7 @@ def test_listing_presets_imports_nothing_heavy():
 
 
 PINNED = {
-    "miniature": ("d32ef143cf", "mnist1d-resnet1d-strided-b227a2cc74"),
+    "miniature": ("aede39df4c", "mnist1d-resnet1d-strided-b227a2cc74"),
     "miniature_fine": ("cfd3e18bfe", "mnist1d-resnet1d-1bb3f0f09c"),
     "smoke": ("c32c1250ff", "mnist1d-resnet1d-strided-f99868e3dd"),
     "mnist_lenet": ("788ed10cc8", "mnist-lenet-300-100-e844af970f"),
