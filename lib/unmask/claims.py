@@ -53,9 +53,9 @@ def is_matching(networks: pd.DataFrame, levels: pd.DataFrame, experiment: Experi
     return is_at_most(networks.test_error, networks.seed.map(dense_errors(levels)) + experiment.epsilon)
 
 
-def is_at_most(errors: pd.Series, limits: pd.Series | float) -> pd.Series:
-    """`errors <= limits`, where rounding does not decide between equals."""
-    return errors <= limits + _ROUNDING
+def is_at_most(values: pd.Series, limits: pd.Series | float) -> pd.Series:
+    """`values <= limits`, where rounding does not decide between equals."""
+    return values <= limits + _ROUNDING
 
 
 def is_connected(barriers: pd.Series, experiment: Experiment) -> pd.Series:
@@ -474,8 +474,8 @@ def predicted_and_measured(levels: pd.DataFrame, predictions: pd.DataFrame, prun
 
 def limits_table(levels: pd.DataFrame, predictions: pd.DataFrame, prunings: pd.DataFrame, experiment: Experiment,
                  ) -> pd.DataFrame:
-    """Maximum pruning ratios in percent, means over the seeds that have one: predicted (in brackets: at half and twice the loss height)
-    and measured."""
+    """Maximum pruning ratios in percent, means over the seeds that have one: predicted (in brackets: at half and twice
+    the loss height) and measured."""
     table = predicted_and_measured(levels, predictions, prunings, experiment)
     rows = table.groupby(["level", "mask", "criterion"])[["low", "predicted", "high"]].mean() * 100
     words = rows.apply(lambda row: f"{row.predicted:.1f} ({row.low:.1f} to {row.high:.1f})", axis=1).unstack()
@@ -518,7 +518,8 @@ def limits_in_numbers(levels: pd.DataFrame, predictions: pd.DataFrame, displacem
     numbers |= {f"{criterion.split()[0]}_{mask}": float(row.predicted) for (criterion, mask), row in means.iterrows()}
     numbers |= {f"measured_{mask}": float(means.ratio["random subspace", mask]) for mask in ("random", "magnitude")}
     return _common_numbers(e) | numbers | {
-        "compared": float(len(table[["seed", "level"]].drop_duplicates())), "loss_height": 1000 * e.loss_height, "samples": float(e.curvature_samples),
+        "compared": float(len(table[["seed", "level"]].drop_duplicates())),
+        "loss_height": 1000 * e.loss_height, "samples": float(e.curvature_samples),
         "tolerance": 100 * e.limit_tolerance, "fraction": 100 * e.prune_fraction,
         "probes": float(e.lanczos_probes), "lanczos_steps": float(e.lanczos_steps),
         "twice_lanczos_steps": float(2 * e.lanczos_steps),
@@ -532,7 +533,9 @@ def pruning_limit(levels: pd.DataFrame, predictions: pd.DataFrame, displacements
     table = predicted_and_measured(levels, predictions, prunings, e)
     right = table.assign(right=is_at_most(table.miss, e.limit_tolerance)).set_index(["criterion", "mask"]).right
     measured = measured_limits(levels, prunings, e)
-    retrained = measured[measured.weights == "retrained"].pivot(index=["seed", "level"], columns="mask", values="ratio")
+    retrained = measured[measured.weights == "retrained"].pivot(
+        index=["seed", "level"], columns="mask", values=["ratio", "above"])
+    ratio, above = retrained.ratio, retrained.above
     within = f"predicted within {100 * e.limit_tolerance:.0f} points"
 
     def where(criterion, mask):
@@ -545,10 +548,8 @@ def pruning_limit(levels: pd.DataFrame, predictions: pd.DataFrame, displacements
     sparsest = chain[chain.matching].groupby("seed").density.min()
     goal = 1 - retrained.index.get_level_values("seed").map(sparsest) / chain.density.reindex(retrained.index)
     asked = (goal > 0) & (goal <= e.prune_ratios[-1])
-    one_shot = measured[(measured.weights == "retrained") & (measured["mask"] == "magnitude")]
-    one_shot = one_shot.set_index(["seed", "level"]).reindex(goal.index)
     # The maximum lies somewhere from `ratio` to `above`: where the goal does too, nothing is decided.
-    decided = asked & ((one_shot.above <= goal) | (one_shot.ratio >= goal))
+    decided = asked & ((above.magnitude <= goal) | (ratio.magnitude >= goal))
     theory = table[(table.criterion == "random subspace") & (table["mask"] == "magnitude")]
     theory = theory.set_index(["seed", "level"]).predicted.reindex(goal.index)
     return Verdicts([
@@ -557,11 +558,11 @@ def pruning_limit(levels: pd.DataFrame, predictions: pd.DataFrame, displacements
                where("random subspace", "random")),
         _share(e, "3", "fig-limits",
                "magnitude pruning does better: its measured maximum is above that of random pruning",
-               retrained.magnitude > retrained.random),
+               ratio.magnitude > ratio.random),
         _share(e, "3", "fig-ways", "magnitude pruning moves along flatter directions than random pruning",
                flatness(displacements).flatter),
         _share(e, "3", "fig-sweep", "no one-shot pruning gets to the sparsest matching level of IMP (measured)",
-               (one_shot.ratio < goal)[decided]),
+               (ratio.magnitude < goal)[decided]),
         _share(e, "3", "fig-sweep", "no one-shot pruning gets to the sparsest matching level of IMP (theory)",
                (theory < goal)[asked]),
         _share(e, "3", "fig-limits",
@@ -707,7 +708,7 @@ def error_landscape(landscape: pd.DataFrame, levels: pd.DataFrame, experiment: E
                last.matching & last.connected, needed=1)]
     if len(e.rewind_steps) > 1:
         rows.append(_share(e, "picture", "fig-solutions",
-               "from the first rewind step, the pictured pair does not match, and the plane has a hill between its "
-               "networks",
-               ~first.matching & ~first.connected, needed=1))
+                           "from the first rewind step, the pictured pair does not match, and the plane has a hill "
+                           "between its networks",
+                           ~first.matching & ~first.connected, needed=1))
     return Verdicts([row | {"seeds": 1} for row in rows])

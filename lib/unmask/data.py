@@ -52,6 +52,7 @@ class Split(NamedTuple):
         """Some of `x` as a network takes it: images normalised, their channels last in memory."""
         if self.mean is None:
             return x
+        # `to`, for `contiguous` leaves one channel as it is, and convolutions then take it for channels-first
         return x.float().sub_(self.mean).div_(self.std).to(memory_format=torch.channels_last)
 
     def chunks(self, size: int, first: int = 0, step: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -219,12 +219,17 @@ def _mean_and_range(ax: Axes, table: pd.DataFrame, x: str, y: str, **style) -> N
 
 def _matching_line(ax: Axes, levels: pd.DataFrame, experiment: Experiment) -> None:
     """The largest error that counts as matching, averaged over seeds."""
-    limit = PERCENT * (levels[levels.level == 0].test_error.mean() + experiment.epsilon)
+    limit = PERCENT * _most_that_matches(levels, experiment)
     ax.axhline(limit, color="0.3", lw=1, ls=":", label="matching, at most")
 
 
+def _most_that_matches(levels: pd.DataFrame, experiment: Experiment) -> float:
+    """The largest error that counts as matching, on average over seeds."""
+    return claims.dense_errors(levels).mean() + experiment.epsilon
+
+
 def _last_matching(chain: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> int:
-    limit = levels[levels.level == 0].test_error.mean() + experiment.epsilon
+    limit = _most_that_matches(levels, experiment)
     failing = ~claims.is_at_most(chain.groupby("level").test_error.mean(), limit)
     return int(failing.idxmax()) - 1 if failing.any() else int(chain.level.max())
 
@@ -352,8 +357,7 @@ def pruning_sweep(levels: pd.DataFrame, predictions: pd.DataFrame, prunings: pd.
             predicted = PERCENT * theory[(theory.level == level) & (theory["mask"] == mask)].ratio.mean()
             for ax in column:
                 ax.axvline(predicted, color=style["color"], lw=1.2, ls=":", label=f"{mask}, theory")
-        column[0].axhline(PERCENT * (levels[levels.level == 0].test_error.mean() + experiment.epsilon), color="0.3",
-                          lw=1, ls=":")
+        column[0].axhline(PERCENT * _most_that_matches(levels, experiment), color="0.3", lw=1, ls=":")
         column[1].axhline(PERCENT * experiment.lmc_threshold, color="0.3", lw=1, ls=":")
         column[0].set_title(f"level {level} ({(1 - experiment.prune_fraction) ** level:.0%} of weights)")
         _log_error_axis(column[0])

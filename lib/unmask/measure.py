@@ -174,11 +174,8 @@ def _check_table(name: str) -> None:
 def complete(experiment: Experiment, store: Store, tables: Sequence[str]) -> list[str]:
     """Those of the tables of the experiment that are in the store with all their parts."""
     runs = Runs(experiment, store)
-    return [name for name in tables if _is_complete(runs, name)]
-
-
-def _is_complete(runs: Runs, name: str) -> bool:
-    return all(_part_name(runs, name, keys) + TABLE in runs.store for keys in _all_keys(runs.experiment, name))
+    return [name for name in tables
+            if all(_part_name(runs, name, keys) + TABLE in store for keys in _all_keys(experiment, name))]
 
 
 def compute(experiment: Experiment, store: Store, jobs: int | None = None, tables: tuple[str, ...] = tuple(TABLES),
@@ -194,8 +191,9 @@ def compute(experiment: Experiment, store: Store, jobs: int | None = None, table
     runs = Runs(experiment, store)
     jobs = parallel.check_jobs(jobs, runs.device.type)
     waves = plan(runs, tables, jobs)
-    store.drop_damaged([_part_name(runs, name, keys) + TABLE for name in tables for keys in _all_keys(experiment, name)])
-    if all(_is_complete(runs, name) for name in tables):
+    parts = [_part_name(runs, name, keys) + TABLE for name in tables for keys in _all_keys(experiment, name)]
+    store.drop_damaged(parts)
+    if all(part in store for part in parts):
         return
     store.drop_damaged([name for wave in waves for task in wave for name, _ in task.outputs])  # before anything is built on it
     data.load(experiment, store)  # generated once, before there are several processes to do it
