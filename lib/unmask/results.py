@@ -222,15 +222,14 @@ def costs(measured: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("preset (millions of steps)")
 
 
-def provenances(folder: Path = FOLDER) -> pd.DataFrame:
-    """Where each published result comes from, to be read."""
+def provenances(folder: Path = FOLDER) -> pd.io.formats.style.Styler:
+    """Where each published result comes from, to be read: nothing is cut off."""
     rows = {}
     for name in names(folder):
         told, tables = _provenance(name, folder), list((folder / name).glob("*.csv"))
         rows[name] = {"tables": len(tables), "computed": told["computed"], "core-hours": f"{told['core_seconds'] / 3600:.1f}",
-                      "processor": told["processor"].replace("(R)", "").replace(" Processor", ""),  # pandas cuts off what is longer
-                      "device": told["device"], "published from commit": told["published from commit"]}
-    return pd.DataFrame(rows).T.rename_axis("published")
+                      "processor": told["processor"], "device": told["device"], "published from commit": told["published from commit"]}
+    return pd.DataFrame(rows).T.rename_axis("published").style.set_uuid("published").set_table_attributes('class="dataframe"')
 
 
 def versions() -> dict[str, str]:
