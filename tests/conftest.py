@@ -36,7 +36,7 @@ def smoke_store(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real_images(tmp_path_factory):
-    """A folder with MNIST and a JPEG copy of CIFAR-10, unpacked from the archives beside the checkout."""
+    """A folder with MNIST and a JPEG copy of CIFAR-10, from the archives beside the checkout."""
     folder = tmp_path_factory.mktemp("images")
     for name in ("mnist.tar.gz", "cifar10-jpeg.tar.gz"):
         if not (ARCHIVES / name).exists():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask import data, networks
-from unmask.barriers import barrier, interpolate, reestimate_norms, segment
+from unmask.barriers import METRICS, barrier, interpolate, reestimate_norms, segment
 from unmask.train import evaluate, generator
 
 
@@ -41,17 +41,19 @@ def test_interpolation_is_exact_at_the_ends_and_linear_between(two):
         assert all(torch.equal(interpolate(one, other, t)[n], expected[n]) for n in one)
     quarter = interpolate(one, other, 0.25)
     for n in one:
-        torch.testing.assert_close(quarter[n].double(), 0.75 * one[n].double() + 0.25 * other[n].double())
+        expected = 0.75 * one[n].double() + 0.25 * other[n].double()
+        torch.testing.assert_close(quarter[n].double(), expected)
 
 
 def test_segment_evaluates_each_point(two):
     network, one, other, sets = two
-    table = segment(network, one, other, (0.0, 0.5, 1.0), sets)
+    table = segment(network, one, other, (0.0, 0.5, 1.0), sets, METRICS)
     assert list(table.columns) == ["t", "test_error", "train_error", "train_loss"]
     networks.load_state(network, interpolate(one, other, 0.5))
-    train = evaluate(network, sets.train)
-    assert table.iloc[1].tolist() == [0.5, evaluate(network, sets.test).error, train.error, train.loss]
-    assert list(segment(network, one, other, (0.0,), sets, ("test_error",)).columns) == ["t", "test_error"]
+    test, train = evaluate(network, sets.test), evaluate(network, sets.train)
+    assert table.iloc[1].tolist() == [0.5, test.error, train.error, train.loss]
+    alone = segment(network, one, other, (0.0, 0.5, 1.0), sets)
+    assert alone.equals(table[["t", "test_error"]])
 
 
 def test_reestimated_statistics_are_those_of_the_training_data(two):

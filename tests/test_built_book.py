@@ -17,6 +17,8 @@ HTML = ROOT / "build/_build/html"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
 
+FINDINGS = [f"notebooks/{number:02d}" for number in range(1, 7)]
+
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
@@ -24,7 +26,9 @@ every_page = pytest.mark.parametrize("page", PAGES)
 def built():
     missing = [page for page in PAGES if not html_file(page).exists()]
     if missing:
-        pytest.fail(f"the book is not built ({missing[0]} is missing): run `make book`", pytrace=False)
+        pytest.fail(
+            f"the book is not built ({missing[0]} is missing): run `make book`", pytrace=False
+        )
 
 
 def html_file(page):
@@ -43,6 +47,7 @@ def source(page):
 
 # --- as files
 
+
 @every_page
 def test_links_within_the_book_resolve(page):
     broken = []
@@ -50,10 +55,10 @@ def test_links_within_the_book_resolve(page):
         url = urlsplit(link["href"])
         if url.scheme or url.netloc:
             continue
-        target = (html_file(page).parent / unquote(url.path)).resolve() if url.path else html_file(page)
-        if not target.is_file():
-            broken.append(link["href"])
-        elif url.fragment and target.suffix == ".html" and not parsed(target).find(id=unquote(url.fragment)):
+        path = html_file(page)
+        target = (path.parent / unquote(url.path)).resolve() if url.path else path
+        within = url.fragment and target.suffix == ".html"
+        if not target.is_file() or (within and not parsed(target).find(id=unquote(url.fragment))):
             broken.append(link["href"])
     assert not broken
 
@@ -63,24 +68,36 @@ def test_images_exist_and_are_described(page):
     for image in parsed(html_file(page)).select("img"):
         assert (html_file(page).parent / image["src"]).is_file(), image
         assert image.get("alt", "").strip(), image
-        assert not re.search(r"\.(png|svg|jpe?g)$", image["alt"]), f"the alt text is a file name: {image}"
+        assert not re.search(r"\.(png|svg|jpe?g)$", image["alt"]), image  # the name of a file
 
 
 @every_page
 def test_figures_of_notebooks_have_captions(page):
     for image in parsed(html_file(page)).select(".cell_output img"):
         figure = image.find_parent("figure")
-        assert figure and figure.find("figcaption") and figure.find("figcaption").get_text(strip=True), image
+        caption = figure and figure.find("figcaption")
+        assert caption and caption.get_text(strip=True), image
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page[:12] in FINDINGS])
+def test_pages_of_findings_show_how_it_is_measured(page):
+    code = parsed(html_file(page)).select(".cell_output .highlight-python pre")
+    assert code and all(block.select_one("span.nf, span.nd") for block in code)  # highlighted
+    assert not any(block.find_parent("details") for block in code)  # unfolded
 
 
 @every_page
 def test_nothing_is_loaded_from_the_network(page):
-    loads = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src",
-             "embed": "src", "object": "data"}
+    tags = "script", "img", "iframe", "source", "video", "audio", "embed"
+    loads = dict.fromkeys(tags, "src") | {"object": "data"}
     html = parsed(html_file(page))
     urls = [tag.get(loads[tag.name], "") for tag in html.find_all(list(loads))]
-    urls += [tag["href"] for tag in html.find_all("link", href=True)
-             if {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "manifest"} & set(tag.get("rel", []))]
+    urls += [
+        tag["href"]
+        for tag in html.find_all("link", href=True)
+        if {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "manifest"}
+        & set(tag.get("rel", []))
+    ]
     assert not [url for url in urls if urlsplit(url).netloc]
 
 
@@ -92,16 +109,24 @@ def test_no_stylesheet_loads_from_the_network():
 @every_page
 def test_buttons_lead_to_the_page_s_source(page):
     assert (ROOT / source(page)).exists()
-    links = [link["href"] for link in parsed(html_file(page)).select(".article-header-buttons a[href]")]
-    targets = [match[1] for link in links
-               if (match := re.search(r"(?:/edit/main/|/blob/main/|urlpath=lab/tree/)(.*)", link))]
+    links = [
+        link["href"] for link in parsed(html_file(page)).select(".article-header-buttons a[href]")
+    ]
+    targets = [
+        match[1]
+        for link in links
+        if (match := re.search(r"(?:/edit/main/|/blob/main/|urlpath=lab/tree/)(.*)", link))
+    ]
     downloads = [link.partition("_sources/")[2] for link in links if "_sources/" in link]
-    assert targets == [source(page)] * (3 if source(page).endswith(".ipynb") else 1)  # Binder, Colab; edit
+    assert targets == [source(page)] * (
+        3 if source(page).endswith(".ipynb") else 1
+    )  # Binder, Colab; edit
     assert downloads == [source(page)]
 
 
 def counted(table):
-    """How many cases agree with each claim, and how many do not, in each column of a table of verdicts."""
+    """How many cases agree with each claim, and how many do not, in each column of a table of
+    verdicts."""
     counts = {}
     for row in table.select("tbody tr"):
         link = row.find("a")
@@ -109,7 +134,7 @@ def counted(table):
             continue
         texts = [cell.get_text(" ", strip=True) for cell in row.select(".statistic")]
         if row.find("span"):  # several presets side by side: "90% of 81"
-            pairs = [(text.split(" of ")[0], text.split(" of ")[1]) if " of " in text else ("0%", "0") for text in texts]
+            pairs = [text.split(" of ") if " of " in text else ("0%", "0") for text in texts]
         else:
             pairs = [("0%" if texts[0] == "no case" else texts[0], texts[1])]
         for column, (share, cases) in enumerate(pairs):
@@ -118,19 +143,22 @@ def counted(table):
     return counts
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if source(page).endswith(".ipynb")
-                                  and page != "book/scale"])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if source(page).endswith(".ipynb") and page != "book/scale"]
+)
 def test_verdicts_are_those_that_are_committed_up_to_chance(page):
-    """On the processor they come from, to the last case. On another, trainings differ as over seeds, and a narrow verdict
-    may turn; counts that chance does not explain (Fisher's exact test at one in a thousand), or more than half of three
-    or more cases, mean that the code computes something else."""
+    """On the processor they come from, to the last case. On another, trainings differ as over
+    seeds, and a narrow verdict may turn; counts that chance does not explain (Fisher's exact test
+    at one in a thousand), or more than half of three or more cases, mean that the code computes
+    something else."""
     from scipy.stats import fisher_exact
 
     from unmask.results import versions
     from unmask.store import processor
 
     notebook = nbformat.read(ROOT / source(page), 4)
-    same_machine = notebook.metadata.get("unmask") == {"processor": processor(), "versions": versions()}
+    here = {"processor": processor(), "versions": versions()}
+    same_machine = notebook.metadata.get("unmask") == here
 
     def explained(ours, theirs):
         if same_machine:
@@ -138,19 +166,22 @@ def test_verdicts_are_those_that_are_committed_up_to_chance(page):
         if not sum(ours) or not sum(theirs):
             return True
         moved = abs(ours[0] / sum(ours) - theirs[0] / sum(theirs))
-        return fisher_exact([ours, theirs]).pvalue >= 0.001 and (moved <= 0.5 or min(sum(ours), sum(theirs)) < 3)
+        few = min(sum(ours), sum(theirs)) < 3
+        return fisher_exact([ours, theirs]).pvalue >= 0.001 and (moved <= 0.5 or few)
 
     built = [counted(table) for table in parsed(html_file(page)).select("table.verdicts")]
-    committed = [counted(BeautifulSoup("".join(output["data"]["text/html"]), "html.parser"))
-                 for cell in notebook.cells if cell.cell_type == "code"
-                 for output in cell.outputs if "text/html" in output.get("data", {})]
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    committed = [output["data"] for output in outputs if "text/html" in output.get("data", {})]
+    committed = [counted(BeautifulSoup(data["text/html"], "html.parser")) for data in committed]
     assert built and len(built) == len(committed)
     for ours, theirs in zip(built, committed):
         assert list(ours) == list(theirs)
-        assert not {claim: (ours[claim], theirs[claim]) for claim in ours if not explained(ours[claim], theirs[claim])}
+        both = {claim: (ours[claim], theirs[claim]) for claim in ours}
+        assert not {claim: pair for claim, pair in both.items() if not explained(*pair)}
 
 
 # --- as a reader sees it
+
 
 @pytest.fixture(scope="session")
 def browser():
@@ -161,8 +192,8 @@ def browser():
         stop("no Chromium: install one of " + ", ".join(names))
     from playwright.sync_api import sync_playwright
 
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    quiet += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=quiet)
         yield browser
@@ -172,19 +203,28 @@ def browser():
 @pytest.fixture
 def tab(browser):
     """A browser tab that notes in `tab.complaints` whatever goes wrong in it."""
+
     def note(what, url=""):
-        # The last theme for Python 3.10 asks for icon fonts early, which file:// forbids, and draws icons without them.
+        # The last theme for Python 3.10 asks for icon fonts early, which file:// forbids, and draws
+        # icons without them.
         if "/webfonts/fa-" not in what + url:
             tab.complaints.append(f"{what} {url}".strip())
+
+    def console(message):
+        if message.type == "error":
+            note(message.text, message.location["url"])
+
+    def request(asked):
+        if not asked.url.startswith(("file:", "data:", "blob:")):
+            note("from the network:", asked.url)
 
     tab = browser.new_page()
     tab.set_default_timeout(60_000)
     tab.complaints = []
-    tab.on("console", lambda message: message.type == "error" and note(message.text, message.location["url"]))
+    tab.on("console", console)
     tab.on("pageerror", lambda error: note(str(error)))
-    tab.on("requestfailed", lambda request: note("failed:", request.url))
-    tab.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:"))
-           or note("from the network:", request.url))
+    tab.on("requestfailed", lambda asked: note("failed:", asked.url))
+    tab.on("request", request)
     yield tab
     tab.close()
 
@@ -192,13 +232,17 @@ def tab(browser):
 MISSING_IMAGES = "[...document.images].filter(image => !image.naturalWidth).map(image => image.src)"
 
 UNRENDERED_MATH = r"""() => {
-    const raw = [...document.querySelectorAll(".math")].filter(e => !e.querySelector("mjx-container"));
+    const raw = [...document.querySelectorAll(".math")].filter(
+        e => !e.querySelector("mjx-container"));
     const wrong = [...document.querySelectorAll("mjx-merror, [data-mjx-error]")];
-    const walker = document.createTreeWalker(document.querySelector("article"), NodeFilter.SHOW_TEXT);
+    const article = document.querySelector("article");
+    const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
     const left = [];
-    while (walker.nextNode())
-        if (/\\\(|\\\[|\$\$/.test(walker.currentNode.data) && !walker.currentNode.parentElement.closest("pre, code, script"))
-            left.push(walker.currentNode.parentElement);
+    while (walker.nextNode()) {
+        const {data, parentElement} = walker.currentNode;
+        if (/\\\(|\\\[|\$\$/.test(data) && !parentElement.closest("pre, code, script"))
+            left.push(parentElement);
+    }
     return [...raw, ...wrong, ...left].map(e => e.outerHTML.slice(0, 200));
 }"""
 

@@ -1,231 +1,424 @@
-"""Chains: the invariants of iterative magnitude pruning, its controls, and tables that do not depend on who ran."""
+"""Chains: the invariants of iterative magnitude pruning and its controls, what is planned for them,
+and tables that do not depend on who ran."""
 
+from typing import NamedTuple
+
+import pandas as pd
 import pytest
 import torch
-
-from unmask import chains, measure, pruning
+import unmask
+from unmask import chains, networks, pruning, tables
 from unmask import train as training
-from unmask.chains import CONTROLS, Runs
+from unmask.chains import CONTROLS, KINDS, Place, dense, place
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
+from unmask.lab import Lab
 from unmask.store import Store
-from unmask.train import Start, generator, train
+from unmask.train import Start, evaluate, generator, train
 
 
 @pytest.fixture
-def runs(smoke_store):
-    return Runs(experiment("smoke"), smoke_store)
+def smoke(smoke_store):
+    return Lab(experiment("smoke"), smoke_store)
 
 
-def test_masks_nest_and_count_exactly(runs):
-    for step in runs.experiment.rewind_steps:
-        masks = [runs.level(0, step, level).mask for level in range(4)]
+def same(one, other):
+    """Two states or masks, to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Cold(NamedTuple):
+    """All tables of `smoke`, computed in an empty store by one process, and what was seen."""
+
+    lab: Lab
+    tables: dict
+    steps: list  # that were trained
+    missing: list  # parents that were not in the store when they were needed
+    unplanned: list  # networks of the chains that were trained while a table was measured
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory):
+    steps, missing, unplanned, measuring = [], [], [], []
+
+    def counted(e, split, starts, start=0, *args, **kwargs):
+        trained = train(e, split, starts, start, *args, **kwargs)
+        steps.append(len(starts) * (max(trained[0].states) - start))
+        return trained
+
+    def look_for(lab, child, parents):
+        missing.extend((child, at) for at in parents if tables.entry(lab, at) not in lab.store)
+
+    def started(lab, at, start=Lab.start):
+        unplanned.extend((part, at) for part in measuring)
+        look_for(lab, at, chains.parents(lab.experiment, at))
+        return start(lab, at)
+
+    def read(table, lab, keys, read=tables.Table.read):
+        look_for(lab, (table.name, keys), table.parents(lab.experiment, keys))
+        measuring.append((table.name, keys))
+        part = read(table, lab, keys)
+        measuring.pop()
+        return part
+
+    store = Store(tmp_path_factory.mktemp("cold"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train", counted)
+        patch.setattr(Lab, "start", started)
+        patch.setattr(tables.Table, "read", read)
+        found = unmask.measure("smoke", store=store, jobs=1)
+    return Cold(Lab(experiment("smoke"), store), found, steps, missing, unplanned)
+
+
+# What iterative magnitude pruning promises
+
+
+def test_masks_nest_and_count_exactly(smoke):
+    for step in smoke.experiment.rewind_steps:
+        masks = [smoke.level(0, step, level).mask for level in range(4)]
         assert [pruning.survivors(mask) for mask in masks] == [1876, 1501, 1201, 961]
         for denser, sparser in zip(masks, masks[1:]):
             assert all((sparser[name] <= denser[name]).all() for name in sparser)
 
 
-def test_each_mask_is_the_magnitude_mask_of_the_solution_before(runs):
+def test_each_mask_is_the_magnitude_mask_of_the_solution_before(smoke):
     for level in range(3):
-        solution, mask = runs.level(1, 5, level)
-        expected = pruning.prune_magnitude(solution, mask, runs.survivors(level + 1))
-        assert all(torch.equal(expected[name], kept) for name, kept in runs.level(1, 5, level + 1).mask.items())
+        solution, mask, _ = smoke.level(1, 5, level)
+        expected = pruning.prune_magnitude(solution, mask, smoke.survivors(level + 1))
+        assert same(expected, smoke.level(1, 5, level + 1).mask)
 
 
-def test_pruned_weights_of_solutions_are_exactly_zero(runs):
-    tickets = [runs.level(0, 5, 3)] + [runs.control(kind, 0, 2) for kind in CONTROLS]
-    for state, mask in tickets:
-        for name, kept in mask.items():
-            assert (state[name][~kept] == 0).all() and (state[name][kept] != 0).any()
+def test_pruned_weights_of_solutions_are_exactly_zero(smoke):
+    for ticket in [smoke.level(0, 5, 3), *(smoke.control(kind, 0, 2) for kind in CONTROLS)]:
+        for name, kept in ticket.mask.items():
+            assert (ticket.state[name][~kept] == 0).all() and (ticket.state[name][kept] != 0).any()
 
 
-def test_a_level_is_the_rewind_point_times_its_mask_trained_to_the_end(runs):
-    e = runs.experiment
-    state, mask = runs.level(0, 5, 2)
-    start = Start(runs.rewind_point(0, 5), mask, (0, "order", 2))
-    again = train(e, runs.data.train, [start], start=5)[0][e.steps]
-    assert all(torch.equal(again[name], state[name]) for name in state)
+def test_a_level_is_the_rewind_point_times_its_mask_trained_to_the_end(smoke):
+    e = smoke.experiment
+    state, mask, _ = smoke.level(0, 5, 2)
+    start = Start(smoke.rewind_point(0, 5), mask, (0, "order", 2))
+    again = train(e, smoke.data.train, [start], start=5)[0].states[e.steps]
+    assert same(again, state)
 
 
-def test_rewind_points_lie_on_the_dense_run(runs, tmp_path):
-    e = runs.experiment
-    start = Start(runs.initial(0), runs.dense_mask, (0, "order", 0))
-    (again,) = train(e, runs.data.train, [start], snapshots=[0, 5, e.steps])
+def test_rewind_points_lie_on_the_dense_run(smoke, tmp_path):
+    e = smoke.experiment
+    start = Start(smoke.initial(0), smoke.dense_mask, (0, "order", 0))
+    (again,) = train(e, smoke.data.train, [start], snapshots=[0, 5, e.steps])
     for step in (0, 5):
-        assert all(torch.equal(again[step][n], t) for n, t in runs.rewind_point(0, step).items())
-    assert all(torch.equal(again[e.steps][n], t) for n, t in runs.level(0, 5, 0).state.items())
-    assert all(torch.equal(again[0][n], t) for n, t in runs.initial(0).items())
+        assert same(again.states[step], smoke.rewind_point(0, step))
+    assert same(again.states[e.steps], smoke.level(0, 5, 0).state)
+    assert same(again.states[0], smoke.initial(0))
     # asked for on its own, in an empty store, a rewind point is the same
-    alone = Runs(e, Store(tmp_path / "alone")).rewind_point(0, 5)
-    assert all(torch.equal(again[5][n], t) for n, t in alone.items())
+    alone = Lab(e, Store(tmp_path / "alone")).rewind_point(0, 5)
+    assert same(again.states[5], alone)
 
 
-def test_controls_are_as_sparse_as_imp_and_differ_as_they_should(runs):
-    imp = runs.level(0, 5, 2)
-    masks = {kind: runs.control(kind, 0, 2).mask for kind in CONTROLS}
+def test_controls_are_as_sparse_as_imp_and_differ_as_they_should(smoke):
+    imp = smoke.level(0, 5, 2).mask
+    masks = {kind: smoke.control(kind, 0, 2).mask for kind in CONTROLS}
     for mask in masks.values():
-        assert pruning.survivors(mask) == pruning.survivors(imp.mask)
+        assert pruning.survivors(mask) == pruning.survivors(imp)
 
     def per_layer(mask):
         return [int(kept.sum()) for kept in mask.values()]
 
-    def same(one, other):
-        return all(torch.equal(one[name], other[name]) for name in one)
-
-    assert per_layer(masks["shuffled"]) == per_layer(imp.mask) and not same(masks["shuffled"], imp.mask)
-    assert same(masks["reinitialized"], imp.mask)
-    assert not same(masks["random"], imp.mask) and per_layer(masks["random"]) != per_layer(imp.mask)
-    assert same(masks["one-shot"], pruning.prune_magnitude(runs.level(0, 0, 0).state, runs.dense_mask, runs.survivors(2)))
-
-
-def test_repeated_places_come_back_as_often_as_asked_for(runs):
-    from unmask.chains import Place
-
-    places = [Place("imp", 0, 5, 1), Place("imp", 0, 0, 0), Place("imp", 0, 5, 1), Place("imp", 0, 5, 0)]
-    tickets = runs.tickets(places)
-    assert len(tickets) == 4 and torch.equal(tickets[0].state["stem.weight"], tickets[2].state["stem.weight"])
-    assert torch.equal(tickets[1].state["stem.weight"], tickets[3].state["stem.weight"])
+    assert per_layer(masks["shuffled"]) == per_layer(imp) and not same(masks["shuffled"], imp)
+    assert same(masks["reinitialized"], imp)
+    assert not same(masks["random"], imp) and per_layer(masks["random"]) != per_layer(imp)
+    solution = smoke.level(0, 0, 0).state
+    at_once = pruning.prune_magnitude(solution, smoke.dense_mask, smoke.survivors(2))
+    assert same(masks["one-shot"], at_once)
 
 
-def test_results_do_not_depend_on_the_callers_threads(runs, tmp_path):
-    torch.set_num_threads(4)
-    other = Runs(runs.experiment, Store(tmp_path / "threads"))
-    assert all(torch.equal(other.level(0, 5, 1).state[n], t) for n, t in runs.level(0, 5, 1).state.items())
-    parts = [measure.read_part(r, "segments", (0, 5)) for r in (runs, other)]
-    assert parts[0].equals(parts[1]) and torch.get_num_threads() == 4
+def test_repeated_places_come_back_as_often_as_asked_for(smoke):
+    asked = [Place("imp", 0, 5, 1), dense(0), Place("imp", 0, 5, 1), Place("imp", 0, 5, 0)]
+    tickets = smoke.tickets(asked)
+    assert len(tickets) == 4
+    assert same(tickets[0].state, tickets[2].state) and same(tickets[1].state, tickets[3].state)
+    assert not same(tickets[0].state, tickets[1].state)
 
 
-def test_damaged_entries_are_found_before_anything_is_built_on_them(runs, tmp_path, capsys):
-    store = Store(tmp_path / "damaged")
-    before = measure.table("levels", runs.experiment, store, 1)
-    ticket = store.root / (runs.name(chains.Place("imp", 0, 5, 1)) + ".safetensors")
-    ticket.write_bytes(ticket.read_bytes()[:-1] + b"?")
-    (part,) = store.root.glob("*/seed0/rewind00005/levels-*.csv.json")
-    part.unlink()
-    capsys.readouterr()
-    assert measure.table("levels", runs.experiment, store, 1).equals(before)
-    assert capsys.readouterr().err.count("computing it again") == 1 and list(map(store.damage, store.names())).count(
-        None) == len(list(store.names()))
+@pytest.mark.parametrize(
+    "changes",
+    # the rate is constant throughout, or from the last rewind step on: the end of the first half
+    [dict(milestones=()), dict(milestones=(0.5,), rewind_steps=(0, 12))],
+)
+def test_fine_tuning_at_a_constant_rate_is_learning_rate_rewinding(tiny, store, changes):
+    e = tiny.but(**changes)
+    constant = Lab(e, store)
+    for seed, level in ((0, 1), (1, 2)):
+        places = [place(e, kind, seed, e.latest, level) for kind in chains.RETRAININGS]
+        assert places == [Place("lr-rewound", seed, e.latest, level)] * 2
+    rewound, tuned = (constant.ticket(kind, 0, e.latest, 1) for kind in chains.RETRAININGS)
+    assert same(rewound.state, tuned.state) and rewound.course == tuned.course
+    stored = [name for name in store.names() if "level01" in name]
+    assert stored == [constant.name(places[0]._replace(seed=0, level=1)) + ".safetensors"]
+    # what was left out is what fine-tuning would have computed
+    rate = training.learning_rate(e, e.steps - 1)
+    start = constant.start(Place("fine-tuned", 0, e.latest, 1))
+    (again,) = train(e, constant.data.train, [start], e.latest, lr=rate)
+    assert same(again.states[e.steps], tuned.state)
 
 
-def test_a_table_that_is_there_is_read_without_what_it_was_made_from(runs, monkeypatch):
-    before, read, whole = measure.table("levels", runs.experiment, runs.store, 1), [], Store._read_whole
-    monkeypatch.setattr(Store, "_read_whole", lambda store, name: read.append(name) or whole(store, name))
-    assert measure.table("levels", runs.experiment, runs.store, 1).equals(before)
-    assert read and all("/levels-" in name for name in read)
+@pytest.mark.parametrize("changes", [{}, dict(milestones=(), warmup=0.5)])
+def test_fine_tuning_and_learning_rate_rewinding_are_two_elsewhere(tiny, store, changes):
+    e = tiny.but(**changes)
+    lab = Lab(e, store)
+    rewound, tuned = (place(e, kind, 0, 5, 1) for kind in chains.RETRAININGS)
+    assert (rewound.kind, tuned.kind) == chains.RETRAININGS
+    assert not same(*(ticket.state for ticket in lab.tickets([rewound, tuned])))
+    assert {lab.name(at) + ".safetensors" for at in (rewound, tuned)} <= set(store.names())
 
 
-@pytest.mark.parametrize("table, seeds, steps", [
-    ("levels", {0, 1}, {0, 2, 5}), ("magnitudes", {0, 1}, {5}), ("landscape", {0}, {0, 5}), ("controls", {0, 1}, {5})])
+def test_unknown_places_in_the_chain_are_refused(smoke):
+    kinds = "imp, lr-rewound, fine-tuned, random, shuffled, reinitialized, one-shot"
+    for asked, said in (
+        (("imp", 0, 7, 1), "rewind_step=7: the experiment has [0, 5]"),
+        (("imp", 0, 5, 4), "level=4: the experiment has levels 0 to 3"),
+        (("imp", 0, 5, -1), "level=-1: the experiment has levels 0 to 3"),
+        (("magic", 0, 5, 2), f"kind='magic': must be one of {kinds}"),
+    ):
+        with pytest.raises(UnmaskError) as caught:
+            smoke.ticket(*asked)
+        assert str(caught.value) == said
+
+
+def test_generators_differ_by_every_name_and_repeat():
+    names = (0, "order", 1), (1, "order", 1), (0, "order", 2), (0, "shuffle", 1), (0, "order", 1, 0)
+    assert len({generator(*each).initial_seed() for each in names}) == 5
+    assert generator(0, "a").initial_seed() == generator(0, "a").initial_seed()
+
+
+# What is planned
+
+
+@pytest.mark.parametrize(
+    "table, seeds, steps",
+    [
+        ("levels", {0, 1}, {0, 2, 5}),
+        ("magnitudes", {0, 1}, {5}),
+        ("landscape", {0}, {0, 5}),
+        ("controls", {0, 1}, {5}),
+    ],
+)
 def test_only_what_a_table_needs_is_trained(tiny, store, table, seeds, steps):
-    runs = Runs(tiny.but(rewind_steps=(0, 2, 5), control_every=1), store)
-    trained = [place for wave in measure.plan(runs, [table], 2) for task in wave if task.function.endswith("train_places")
-               for place in task.args]
-    assert {place.seed for place in trained} == seeds
-    assert {place.rewind_step for place in trained if place.level} == steps
+    tables.load_findings()
+    lab = Lab(tiny.but(rewind_steps=(0, 2, 5), control_every=1), store)
+    waves = tables.plan(lab, tables.graph(lab.experiment, [table]), 2)
+    tasks = [task for wave in waves for task in wave if task.function is tables.train_places]
+    trained = [at for task in tasks for at in task.args]
+    assert {at.seed for at in trained} == seeds
+    assert {at.rewind_step for at in trained if at.level} == steps
     assert len(set(trained)) == len(trained)
 
 
-def test_what_exists_is_not_trained_again(runs, monkeypatch):
-    runs.level(0, 5, 3)
-    monkeypatch.setattr(chains, "train_all", lambda *_, **__: pytest.fail("trained again"))
-    runs.level(0, 5, 3)
-    runs.rewind_point(0, 5)
+def test_parents_are_earlier_networks(tiny):
+    for kind in KINDS:
+        for level in range(1, tiny.levels + 1):
+            child = place(tiny, kind, 1, 5, level)
+            parents = chains.parents(tiny, child)
+            assert parents[0] == dense(1) and len(parents) <= 2
+            for parent in parents:
+                assert parent.seed == 1 and parent.rewind_step in (0, 5)
+                # a control may be made from the IMP level that is as sparse
+                assert parent.level < level or (parent.kind == "imp" and kind in CONTROLS)
+    assert chains.parents(tiny, dense(1)) == []
 
 
-def test_seeds_levels_and_rewind_steps_extend_a_store(runs, monkeypatch):
-    e, trained = runs.experiment, []
-    measure.compute(e, runs.store, jobs=1, tables=("levels",))
+@pytest.mark.parametrize("jobs", [1, 2, 7])
+@pytest.mark.parametrize("changes", [{}, dict(milestones=()), dict(rewind_steps=(0,), seeds=8)])
+def test_whatever_order_a_wave_is_done_in_all_finds_what_it_is_made_from(
+    tiny, store, changes, jobs
+):
+    lab = Lab(tiny.but(**changes), store)
+    parents = tables.graph(lab.experiment, tables.known_tables())
+    needs = {tables.entry(lab, node): nodes for node, nodes in parents.items()}
+    before = set()
+    for wave in tables.plan(lab, parents, jobs):
+        there = set(before)
+        for task in wave:
+            own = set()
+            for output in task.outputs:
+                made_from = {tables.entry(lab, node) for node in needs[output.name]}
+                assert made_from <= before | own, output.label
+                own.add(output.name)
+            assert not own & there, "computed twice"
+            there |= own
+        before = there
+    assert before == set(needs)
+
+
+def test_an_empty_store_costs_what_is_counted(cold):
+    nodes = tables.graph(cold.lab.experiment, tables.known_tables())
+    counted = sum(tables.work(cold.lab.experiment, node)[0] for node in nodes)
+    assert sum(cold.steps) == counted > 0
+    assert {tables.entry(cold.lab, node) for node in nodes} <= set(cold.lab.store.names())
+    assert tables.complete(cold.lab, tables.known_tables()) == tables.known_tables()
+
+
+def test_all_that_is_computed_finds_what_it_is_made_from(cold):
+    """And no part of a table trains a network of the chains, as it would if it did not declare
+    that it needs it."""
+    assert cold.missing == [] and cold.unplanned == []
+
+
+# What is there is not computed again
+
+
+def test_what_exists_is_not_trained_again(smoke, monkeypatch):
+    smoke.level(0, 5, 3)
+    monkeypatch.setattr("unmask.lab.train_all", lambda *_, **__: pytest.fail("trained again"))
+    smoke.level(0, 5, 3)
+    smoke.rewind_point(0, 5)
+
+
+def test_seeds_levels_and_rewind_steps_extend_a_store(smoke, monkeypatch):
+    trained = []
+    unmask.table("levels", smoke.experiment, smoke.store, 1)
 
     def counting(e, split, starts, *args, **kwargs):
         trained.extend(starts)
         return train(e, split, starts, *args, **kwargs)
 
     monkeypatch.setattr(training, "train", counting)
-    measure.compute(e.but(seeds=3, levels=4), runs.store, jobs=1, tables=("levels",))
-    # a new seed: dense and 4 levels for each of 2 rewind steps; the old seeds: one more level for each of 2
+    unmask.table("levels", smoke.experiment.but(seeds=3, levels=4), smoke.store, 1)
+    # a new seed: dense and 4 levels for each of 2 rewind steps; the old 2 seeds: one more level
     assert len(trained) == (1 + 2 * 4) + 2 * 2 * 1
+    trained.clear()
+    unmask.table("levels", smoke.experiment.but(rewind_steps=(0, 3, 5)), smoke.store, 1)
+    # of both seeds: 3 levels from the new rewind step, and the dense run up to it
+    assert len(trained) == 2 * (3 + 1)
 
 
-def test_the_steps_that_an_empty_store_costs_are_counted_right(tiny, store, monkeypatch):
-    taken = []
-
-    def counting(e, split, starts, start=0, *args, **kwargs):
-        states = train(e, split, starts, start, *args, **kwargs)
-        taken.append(len(starts) * (max(states[0]) - start))
-        return states
-
-    monkeypatch.setattr(training, "train", counting)
-    measure.compute(tiny, store, 1)
-    assert sum(taken) == sum(measure.training_steps(tiny).values())
+def test_a_table_that_is_there_is_read_without_what_it_was_made_from(smoke, monkeypatch):
+    before = unmask.table("levels", smoke.experiment, smoke.store, 1)
+    read, whole = [], Store._read_whole
+    monkeypatch.setattr(Store, "_read_whole", lambda *args: read.append(args[1]) or whole(*args))
+    assert unmask.table("levels", smoke.experiment, smoke.store, 1).equals(before)
+    assert read and all("/levels-" in name for name in read)
 
 
-def test_unknown_places_in_the_chain_are_refused(runs):
-    for call, said in ((lambda: runs.level(0, 7, 1), "rewind_step=7: the experiment has \\[0, 5\\]"),
-                       (lambda: runs.level(0, 5, 4), "level=4: the experiment has levels 0 to 3"),
-                       (lambda: runs.level(0, 5, -1), "level=-1"),
-                       (lambda: runs.control("magic", 0, 2), "kind='magic': must be one of imp, lr-rewound")):
-        with pytest.raises(UnmaskError, match=said):
-            call()
+def test_damaged_entries_are_found_before_anything_is_built_on_them(smoke, tmp_path, capsys):
+    store = Store(tmp_path / "damaged")
+    before = unmask.table("levels", smoke.experiment, store, 1)
+    ticket = store.root / (smoke.name(Place("imp", 0, 5, 1)) + ".safetensors")
+    ticket.write_bytes(ticket.read_bytes()[:-1] + b"?")
+    (part,) = store.root.glob("*/seed0/rewind00005/levels-*.csv.json")
+    part.unlink()
+    capsys.readouterr()
+    assert unmask.table("levels", smoke.experiment, store, 1).equals(before)
+    assert capsys.readouterr().err.count("computing it again") == 1
+    assert all(store.damage(name) is None for name in store.names())
 
 
-def test_generators_differ_by_every_name_and_repeat():
-    draws = {str(generator(*names).initial_seed()) for names in (
-        (0, "order", 1), (1, "order", 1), (0, "order", 2), (0, "shuffle", 1), (0, "order", 1, 0))}
-    assert len(draws) == 5
-    assert generator(0, "a").initial_seed() == generator(0, "a").initial_seed()
+# Tables
 
 
-def test_two_cold_runs_with_one_and_two_jobs_give_byte_identical_tables(tmp_path):
-    e = experiment("smoke")
-    files = []
-    for jobs in (1, 2):
-        store = Store(tmp_path / str(jobs))
-        for name in measure.TABLES:
-            measure.table(name, e, store, jobs)
-        files.append({name: (store.root / name).read_bytes() for name in store.names()})
-    assert files[0].keys() == files[1].keys() and len(files[0]) > 40
-    assert [name for name in files[0] if files[0][name] != files[1][name]] == []
+def test_results_do_not_depend_on_the_callers_threads(smoke, tmp_path):
+    torch.set_num_threads(4)
+    other = Lab(smoke.experiment, Store(tmp_path / "threads"))
+    assert same(other.level(0, 5, 1).state, smoke.level(0, 5, 1).state)
+    tables.load_findings()
+    parts = [tables.TABLES["segments"].read(lab, (0, 5)) for lab in (smoke, other)]
+    assert parts[0].equals(parts[1]) and torch.get_num_threads() == 4
 
 
-def test_tables_have_a_row_for_every_case(runs):
-    e, store = runs.experiment, runs.store
-    rows = {name: len(measure.table(name, e, store, 1)) for name in measure.TABLES}
-    chains_, pairs = 2 * 2, 3
-    assert rows == {"levels": chains_ * 4, "segments": chains_ * pairs * (3 + 3), "pairs": chains_ * 6,
-                    "controls": 2 * 1 * 5, "magnitudes": 2 * 1 * 4 * 61, "gaps": chains_ * pairs * 4,
-                    "refill": 2 * 3 * 1 * 23, "next_cuts": 2 * (2 + 3 + 3), "retraining_methods": 2 * 1 * 3,
-                    "landscape": 4 * (3 + 3 + 2 + 49),
-                    "perturbations": chains_ * 2 * (3 + 1), "spectra": rows["spectra"],
-                    "curvatures": 3 + 1, "predictions": 3 * 2 * ((3 + 1) + (1 + 1)), "displacements": 2 * (1 + 8) * 6,
-                    "prunings": 2 * 2 * 2 * 2}
+def test_two_cold_runs_with_one_and_two_jobs_give_byte_identical_tables(cold, store):
+    unmask.measure("smoke", store=store, jobs=2)
+    one, two = (
+        {name: (each.root / name).read_bytes() for name in each.names()}
+        for each in (cold.lab.store, store)
+    )
+    assert one.keys() == two.keys() and len(one) > 40
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def test_tables_have_a_row_for_every_case(cold):
+    assert list(cold.tables) == tables.known_tables()
+    rows = {name: len(table) for name, table in cold.tables.items()}
+    seeds, chains_, pairs = 2, 2 * 2, 3
+    assert rows == {
+        "levels": chains_ * 4,
+        "controls": seeds * 1 * 5,
+        "segments": chains_ * pairs * (3 + 3),
+        "pairs": chains_ * 6,
+        "perturbations": chains_ * 2 * (3 + 1),
+        "spectra": rows["spectra"],
+        "curvatures": 3 + 1,
+        "predictions": 3 * 2 * ((3 + 1) + (1 + 1)),
+        "displacements": seeds * (1 + 8) * 6,
+        "prunings": seeds * 2 * 2 * 2,
+        "magnitudes": seeds * 1 * 4 * 61,
+        "gaps": chains_ * pairs * 4,
+        "refill": seeds * 3 * 1 * 23,
+        "next_cuts": seeds * (2 + 3 + 3),
+        "retraining_methods": seeds * 1 * 3,
+        "landscape": 4 * (3 + 3 + 2 + 49),
+    }
     assert rows["spectra"] > 4 * 50
 
 
-def test_the_level_table_says_what_evaluation_says(runs):
-    from unmask import networks
-    from unmask.train import evaluate
-
-    table = measure.table("levels", runs.experiment, runs.store, 1)
-    row = table[(table.seed == 1) & (table.rewind_step == 5) & (table.level == 3)].iloc[0]
-    networks.load_state(runs.network, runs.level(1, 5, 3).state)
-    assert row.test_error == evaluate(runs.network, runs.data.test).error
+def test_the_level_table_says_what_evaluation_says(smoke):
+    table = unmask.table("levels", smoke.experiment, smoke.store, 1)
+    row = table.set_index(["seed", "rewind_step", "level"]).loc[1, 5, 3]
+    networks.load_state(smoke.network, smoke.level(1, 5, 3).state)
+    assert row.test_error == evaluate(smoke.network, smoke.data.test).error
     assert row.survivors == 961 and row.density == 961 / 1876
 
 
 def test_train_error_may_be_that_of_the_first_samples(smoke_store):
-    from unmask import networks
-    from unmask.train import evaluate
-
-    some = Runs(experiment("smoke", train_measured=50), smoke_store)
-    rows = measure.table("levels", some.experiment, smoke_store, 1).set_index(["seed", "rewind_step", "level"])
-    everything = measure.table("levels", experiment("smoke"), smoke_store, 1).set_index(["seed", "rewind_step", "level"])
-    assert (rows.test_error == everything.test_error).all() and (rows.train_loss != everything.train_loss).all()
+    some, keys = Lab(experiment("smoke", train_measured=50), smoke_store), ["seed", "rewind_step"]
+    rows, everything = (
+        unmask.table("levels", e, smoke_store, 1).set_index([*keys, "level"])
+        for e in (some.experiment, experiment("smoke"))
+    )
+    assert (rows.test_error == everything.test_error).all()
+    assert (rows.train_loss != everything.train_loss).all()
     networks.load_state(some.network, some.level(1, 5, 3).state)
-    first = some.data.train.head(50)
-    assert len(first.y) == 50 and rows.train_loss[1, 5, 3] == evaluate(some.network, first).loss
+    first = some.data.train.take(50)
+    assert len(first.y) == 50
+    assert rows.train_loss[1, 5, 3] == evaluate(some.network, first).loss
 
 
-def test_unknown_table_is_refused(runs):
-    with pytest.raises(UnmaskError, match="table='nope': must be one of levels, segments"):
-        measure.table("nope", runs.experiment, runs.store)
+def test_stores_and_presets_may_be_given_by_path_and_name(smoke, tmp_path, monkeypatch):
+    expected = unmask.table("levels", smoke.experiment, smoke.store, 1)
+    root = smoke.store.root
+    for chosen in (smoke.experiment, "smoke"):
+        for store in (root, str(root)):
+            assert unmask.table("levels", chosen, store=store, jobs=1).equals(expected)
+    monkeypatch.setenv("UNMASK_STORE", str(root))
+    assert unmask.table("levels", "smoke", jobs=1).equals(expected)
+    with pytest.raises(UnmaskError, match="preset='smok': must be one of miniature, "):
+        unmask.table("levels", "smok", root)
+    with pytest.raises(UnmaskError, match="cannot write"):
+        (tmp_path / "file").write_text("")
+        unmask.table("levels", "smoke", tmp_path / "file" / "store")
+
+
+def test_unknown_table_is_refused(smoke):
+    with pytest.raises(UnmaskError, match="table='nope': must be one of levels, controls, segm"):
+        unmask.table("nope", smoke.experiment, smoke.store)
+
+
+def test_a_table_may_be_declared_anywhere(tiny, store):
+    @tables.table(("seed", "rewind_step"), reads=("levels",))
+    def means(lab, seed, rewind_step):
+        ticket = lab.level(seed, rewind_step, lab.experiment.levels)
+        weights = pruning.surviving(ticket.state, ticket.mask)
+        return pd.DataFrame({"survivors": [len(weights)], "mean": [weights.mean()]})
+
+    try:
+        assert tables.known_tables()[-1] == "means"
+        found = unmask.measure(tiny, ["means"], store, jobs=1)["means"]
+        lab = Lab(tiny, store)
+        assert list(found.columns) == ["seed", "rewind_step", "survivors", "mean"]
+        assert found[["seed", "rewind_step"]].values.tolist() == [[0, 0], [0, 5], [1, 0], [1, 5]]
+        assert (found.survivors == lab.survivors(tiny.levels)).all()
+        weights = pruning.surviving(*lab.level(1, 5, 3)[:2])
+        assert found["mean"].iloc[-1] == weights.mean()
+        assert tables.complete(lab, ["means"]) == ["means"]
+    finally:
+        del tables.TABLES["means"]
+    assert "means" not in tables.known_tables()

@@ -1,4 +1,5 @@
-"""The network against a textbook construction, training against torch's optimizer, and the loop's invariants."""
+"""The network against a textbook construction, training against torch's optimizer, and the loop's
+invariants."""
 
 import numpy as np
 import pytest
@@ -9,20 +10,17 @@ import textbook
 from unmask import data, networks, pruning
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
-from unmask.train import (
-    Start,
-    batches,
-    evaluate,
-    generator,
-    learning_rate,
-    resolve_device,
-    train,
-)
+from unmask.train import Start, batches, evaluate, generator, learning_rate, resolve_device, train
+
+
+def flat(tensor):
+    """A kernel of `networks`, whose last dimension is 1, as a textbook's; all else as it is."""
+    return tensor.squeeze(-1) if tensor.dim() == 4 else tensor
 
 
 def plain(state, e):
     network = textbook.network(e)
-    network.load_state_dict({n: t.squeeze(-1) if t.dim() == 4 else t for n, t in state.items()}, strict=False)
+    network.load_state_dict({name: flat(tensor) for name, tensor in state.items()}, strict=False)
     return network
 
 
@@ -38,9 +36,10 @@ def test_network_equals_the_textbook_network(name, training):
     for network in (ours, theirs):
         network.double().train(training)
         loss = F.cross_entropy(network(x.double()), y)
-        gradients.append([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))])
+        parts = torch.autograd.grad(loss, list(network.parameters()))
+        gradients.append(torch.cat([part.flatten() for part in parts]))
     torch.testing.assert_close(ours(x.double()), theirs(x.double()), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(torch.cat(gradients[0]), torch.cat(gradients[1]), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
     for (n, a), b in zip(ours.named_buffers(), theirs.buffers()):
         if not n.endswith("tracked"):
             torch.testing.assert_close(a, b, msg=n)
@@ -48,7 +47,8 @@ def test_network_equals_the_textbook_network(name, training):
 
 def test_parameter_counts_are_those_of_the_paper_page():
     def count(name):
-        return sum(p.numel() for p in networks.build(experiment("miniature", network=name)).parameters())
+        network = networks.build(experiment("miniature", network=name))
+        return sum(parameter.numel() for parameter in network.parameters())
 
     assert count("resnet1d") == 7474 and count("resnet1d-strided") == 7490
 
@@ -61,15 +61,20 @@ def setting(tiny, store):
     return tiny, split, state, dense
 
 
+def trained(e, split, start):
+    """The state at the end."""
+    return train(e, split, [start])[0].states[e.steps]
+
+
 def test_training_equals_torch_sgd_on_the_textbook_network(setting):
     e, split, state, dense = setting
     e = e.but(weight_decay=0.01, milestones=(0.5,), lr=0.05)
     mask = pruning.prune_random(dense, 1000, generator("mask"))
-    ours = train(e, split, [Start(state, mask, ("order",))])[0][e.steps]
+    ours = trained(e, split, Start(state, mask, ("order",)))
 
     network = plain(pruning.apply(mask, state), e)
-    optimizer = torch.optim.SGD(network.parameters(), lr=e.lr, momentum=e.momentum, weight_decay=e.weight_decay)
-    masks = {n: m.squeeze(-1) if m.dim() == 4 else m for n, m in mask.items()}
+    rates = dict(lr=e.lr, momentum=e.momentum, weight_decay=e.weight_decay)
+    optimizer = torch.optim.SGD(network.parameters(), **rates)
     for step, (x, y) in enumerate(batches(e, split, [("order",)], 0, e.steps)):
         optimizer.param_groups[0]["lr"] = learning_rate(e, step)
         optimizer.zero_grad()
@@ -77,18 +82,19 @@ def test_training_equals_torch_sgd_on_the_textbook_network(setting):
         optimizer.step()
         with torch.no_grad():
             for n, p in network.named_parameters():
-                if n in masks:
-                    p.mul_(masks[n])
+                if n in mask:
+                    p.mul_(flat(mask[n]))
     for n, tensor in network.state_dict().items():
         if not n.endswith("tracked"):
-            torch.testing.assert_close(ours[n].squeeze(-1) if ours[n].dim() == 4 else ours[n], tensor,
-                                       rtol=2e-3, atol=2e-4, msg=n)
+            torch.testing.assert_close(flat(ours[n]), tensor, rtol=2e-3, atol=2e-4, msg=n)
 
 
 def test_pruned_weights_are_zero_at_all_times_and_survivors_move(setting):
     e, split, state, dense = setting
     mask = pruning.prune_random(dense, 500, generator("mask"))
-    (recorded,) = train(e, split, [Start(state, mask, ("order",))], snapshots=range(0, e.steps + 1))
+    start = Start(state, mask, ("order",))
+    ((recorded, observed),) = train(e, split, [start], snapshots=range(e.steps + 1))
+    assert list(recorded) == list(range(e.steps + 1)) and observed == {}
     for step, now in recorded.items():
         for name, kept in mask.items():
             assert (now[name][~kept] == 0).all(), (step, name)
@@ -102,12 +108,12 @@ def test_training_is_deterministic_and_leaves_its_arguments_alone(setting):
     e, split, state, dense = setting
     before = {name: tensor.clone() for name, tensor in state.items()}
     torch.manual_seed(1)
-    first = train(e, split, [Start(state, dense, ("order",))])[0][e.steps]
+    first = trained(e, split, Start(state, dense, ("order",)))
     torch.manual_seed(2)
-    second = train(e, split, [Start(state, dense, ("order",))])[0][e.steps]
+    second = trained(e, split, Start(state, dense, ("order",)))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(before[name], state[name]) for name in state)
-    other = train(e, split, [Start(state, dense, ("another order",))])[0][e.steps]
+    other = trained(e, split, Start(state, dense, ("another order",)))
     assert not torch.equal(first["stem.weight"], other["stem.weight"])
 
 
@@ -116,13 +122,23 @@ def test_replicates_get_to_the_bit_what_each_gets_alone(setting, network):
     e, split, *_ = setting
     e = e.but(network=network)
     dense = pruning.dense_mask(networks.build(e))
-    starts = [Start(networks.initial_state(e, generator(i)), pruning.prune_random(dense, keep, generator("mask", i)),
-                    ("order", i)) for i, keep in enumerate((400, 900, 1800))]
-    together = train(e, split, starts, start=3, snapshots=(3, 10, e.steps))
-    for start, found in zip(starts, together):
-        (alone,) = train(e, split, [start], start=3, snapshots=(3, 10, e.steps))
-        for step in (3, 10, e.steps):
-            assert all(torch.equal(found[step][name], tensor) for name, tensor in alone[step].items())
+    starts = []
+    for i, keep in enumerate((400, 900, 1800)):
+        mask = pruning.prune_random(dense, keep, generator("mask", i))
+        starts.append(Start(networks.initial_state(e, generator(i)), mask, ("order", i)))
+    steps = (3, 10, e.steps)
+    options = dict(start=3, snapshots=steps, observe=mean, observed_at=(3, 7))
+    for start, found in zip(starts, train(e, split, starts, **options)):
+        (alone,) = train(e, split, [start], **options)
+        assert alone.observed == found.observed and list(found.observed) == [3, 7]
+        for step in steps:
+            expected = alone.states[step].items()
+            assert all(torch.equal(found.states[step][name], tensor) for name, tensor in expected)
+
+
+def mean(start, state):
+    """A number to observe: of a replicate's own survivors."""
+    return float(pruning.surviving(state, start.mask).mean())
 
 
 def test_a_late_start_sees_the_batches_of_a_whole_run(setting):
@@ -136,13 +152,15 @@ def test_a_late_start_sees_the_batches_of_a_whole_run(setting):
 
 def test_an_epoch_shows_every_sample_once(setting):
     e, split, *_ = setting
-    epoch = torch.cat([x for x, _ in batches(e, split, [("order",)], 0, len(split.y) // e.batch_size)])
+    length = len(split.y) // e.batch_size
+    epoch = torch.cat([x for x, _ in batches(e, split, [("order",)], 0, length)])
     assert torch.equal(epoch.flatten(1).sort(0).values, split.x.flatten(1).sort(0).values)
 
 
 def test_schedule():
     e = experiment("smoke", lr=1.0, steps=40, milestones=(0.5, 0.75))
-    assert [learning_rate(e, step) for step in (0, 19, 20, 29, 30, 39)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    rates = [learning_rate(e, step) for step in (0, 19, 20, 29, 30, 39)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     e = experiment("smoke", steps=25_020, milestones=(0.55,), lr=1.0)
     assert 0.55 * e.steps > 13_761  # by rounding
     assert [learning_rate(e, step) for step in (13_760, 13_761)] == pytest.approx([1, 0.1])
@@ -179,7 +197,8 @@ def test_data_is_deterministic_and_leaves_the_global_generators_alone(tiny, stor
     one = data.load(tiny, store)
     assert np.array_equal(np.random.rand(3), expected)
     other = data.load(tiny, Store(tmp_path / "other"))
-    assert all(torch.equal(a, b) for a, b in zip(one.train[:2] + one.test[:2], other.train[:2] + other.test[:2]))
+    for a, b in zip(one, other):
+        assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
     assert one.train.x.shape == (200, 1, 40) and one.test.x.shape == (100, 1, 40)
     assert set(one.train.y.tolist()) == set(range(10))
     assert torch.cat([one.train.x, one.test.x]).std() == pytest.approx(1, abs=0.01)

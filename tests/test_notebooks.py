@@ -1,4 +1,5 @@
-"""Every notebook on the `smoke` preset: as a user would run it, and with parameters that are wrong."""
+"""Every notebook on the `smoke` preset: as a user would run it, and with parameters that are
+wrong."""
 
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from unmask.cli import main
 from unmask.errors import UnmaskError
-from unmask.execute import execute
+from unmask.execute import execute, targets
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("book/*.ipynb")])
@@ -21,33 +22,82 @@ def in_smoke_store(smoke_store, monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem != "scale"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook", [path for path in NOTEBOOKS if path.stem != "scale"], ids=lambda path: path.stem
+)
 def test_notebook_runs_on_smoke_and_ends_in_its_verdicts(notebook, tmp_path):
-    preset = [] if notebook.stem[:2] in ("07", "08") else ["-p", "preset", "smoke"]  # those show what is published
+    published = notebook.stem[:2] in ("07", "08")
+    preset = [] if published else ["-p", "preset", "smoke"]
     assert main(["execute", str(notebook), *preset, "--output", str(tmp_path)]) == 0
     cells = nbformat.read(tmp_path / notebook.name, 4).cells
     checked = [cell for cell in cells if "nbval-check-output" in cell.metadata.get("tags", [])]
     assert checked[-1] is cells[-1]
     assert all('class="statistic"' in cell.outputs[0].data["text/html"] for cell in checked)
-    stderr = [o.text for cell in cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    stderr = [output.text for output in outputs if output.get("name") == "stderr"]
     assert not any("Warning" in text for text in stderr), stderr
 
 
 def test_plain_papermill_works_too(tmp_path):
     out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", "notebooks/02_linear_connectivity.ipynb", str(out), "-p", "preset",
-               "smoke", "-p", "seeds", "1", "--no-progress-bar", "-k", "python3"]
+    notebook = "notebooks/02_linear_connectivity.ipynb"
+    parameters = "-p preset smoke -p seeds 1 --no-progress-bar -k python3"
+    command = [sys.executable, "-m", "papermill", notebook, str(out), *parameters.split()]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert out.exists()
 
 
+def written(path, source):
+    """A notebook of one cell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cell = nbformat.v4.new_code_cell(source)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    return path
+
+
 def test_a_failing_cell_is_one_line_and_leaves_no_output(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("from unmask import UnmaskError\n"
-                                                                         "raise UnmaskError('broken on purpose')")])
-    nbformat.write(notebook, tmp_path / "bad.ipynb")
+    source = "from unmask import UnmaskError\nraise UnmaskError('broken on purpose')"
+    notebook = written(tmp_path / "bad.ipynb", source)
     with pytest.raises(UnmaskError, match="^bad.ipynb, cell 1: UnmaskError: broken on purpose$"):
-        execute(tmp_path / "bad.ipynb", tmp_path / "out" / "bad.ipynb", {})
+        execute(notebook, tmp_path / "out" / "bad.ipynb", {})
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_executed_copies_have_files_of_their_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    one, other = (written(tmp_path / name, "1 + 1") for name in ("a/one.ipynb", "a/other.ipynb"))
+    same = written(tmp_path / "b/one.ipynb", "1 + 1")
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "v1.2").mkdir()
+    before = one.read_bytes()
+    over = "the copy of {} would be written over it"
+    for notebooks, output, said in (
+        ([one], "a", over.format(one)),
+        ([one], "a/one.ipynb", over.format(one)),
+        ([other, one], "link", over.format(other)),
+        ([one], "report.html", "must be a folder, or for one notebook a file .ipynb"),
+        ([one, other], "out.ipynb", "must be a folder when there are several notebooks"),
+    ):
+        with pytest.raises(UnmaskError) as caught:
+            targets(notebooks, Path(output), {})
+        assert str(caught.value) == f"output={output!r}: {said}"
+    with pytest.raises(UnmaskError, match="^two notebooks have the same name, and would be writ"):
+        targets([one, same], None, {})
+    assert main(["execute", str(one), "--output", "a"]) == 2
+    assert over.format(one) in capsys.readouterr().err and one.read_bytes() == before
+
+    default = Path("build/executed")
+    assert targets([one, other], None, {}) == [
+        (one, default / "one.ipynb"),
+        (other, default / "other.ipynb"),
+    ]
+    for output, file in (
+        ("new.ipynb", "new.ipynb"),
+        ("b", "b/one.ipynb"),
+        ("new", "new/one.ipynb"),
+        ("v1.2", "v1.2/one.ipynb"),
+    ):
+        assert targets([one], Path(output), {}) == [(one, Path(file))]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

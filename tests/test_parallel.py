@@ -2,41 +2,132 @@
 
 import os
 import signal
-import time
 
-import pandas as pd
 import pytest
 
-from unmask import measure, parallel
-from unmask.chains import Runs
+import unmask
+from unmask import parallel, tables
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
-from unmask.parallel import Progress, Task
+from unmask.lab import Lab
+from unmask.parallel import Output, Progress, Task
+
+
+def task(name, *works):
+    """A task that puts as many outputs into the store as there are `works`."""
+    outputs = [Output(f"{name}{i}.csv", f"{name}, part {i}", work) for i, work in enumerate(works)]
+    return Task(print, (), tuple(outputs))
+
+
+def put(store, *names):
+    """Mark outputs as there, as `Store.__contains__` looks for them."""
+    for name in names:
+        (store.root / f"{name}.csv.json").touch()
 
 
 def test_progress_counts_what_is_in_the_store_and_names_what_is_next(store, capsys):
-    tasks = [Task("m:f", (), tuple((f"{chain}{level}.csv", f"chain {chain} level {level}") for level in range(3)))
-             for chain in "abc"]
-    store.table("a0", lambda: pd.DataFrame({"x": [1]}))
-    with Progress(tasks, store, 2, interval=0.1):
-        store.table("a1", lambda: pd.DataFrame({"x": [1]}))
-        time.sleep(1.2)
-    lines = capsys.readouterr().err.splitlines()
-    assert "unmask: 1 of 8 done in 00:0" in lines[0]
-    assert "7 remain, about 00:" in lines[0] and "now chain a level 2; chain b level 0" in lines[0]
+    wave = [task(f"chain {chain}", 1, 1, 1) for chain in "abcd"]
+    put(store, "chain a0")
+    shown = Progress([wave], store, 2)
+    put(store, "chain b0")
+    remaining = shown.look(seconds=8)
+    # each of two processes has done an output in 8 seconds, and has 5 left
+    assert shown._line(remaining, 8.0) == (
+        "unmask: 2 of 12 done in 00:08, 10 remain, about 00:40 left; "
+        "now chain a, part 1; chain b, part 1"
+    )
+    put(store, "chain a1", "chain a2", "chain b1")
+    line = shown._line(shown.look(seconds=20), 28.0)
+    assert "5 of 12 done in 00:28, 7 remain" in line
+    assert line.endswith("; now chain b, part 2; chain c, part 0")
+    put(store, *(f"chain {chain}{i}" for chain in "bcd" for i in range(3)))
+    assert shown._line(shown.look(seconds=8), 36.0) == "unmask: 12 of 12 done in 00:36"
+    # the last line is written however soon all is done
+    with Progress([wave], store, 2):
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("unmask: 12 of 12 done in 00:")
+
+
+def replay(waves, jobs):
+    """When each output would be there, and the end: tasks begin in order, at one unit of work a
+    second, and a wave waits for the one before."""
+    there, end = [], 0.0
+    for wave in waves:
+        free = [end] * jobs
+        for each in wave:
+            now = free.pop(free.index(min(free)))
+            for output in each.outputs:
+                now += output.work
+                there.append((now, output.name.removesuffix(".csv")))
+            free.append(now)
+        end = max(free)
+    return sorted(there), end
+
+
+@pytest.mark.parametrize("jobs, pieces", [(1, 30), (2, 120)])
+def test_the_time_left_goes_by_work(store, jobs, pieces):
+    trainings = [task(f"chain {chain}", *[1800 / pieces] * pieces) for chain in "abcdef"]
+    large = [task(f"large {i}", 50) for i in range(24)]
+    small = [task(f"small {i}", *[0.2] * 400) for i in range(6)]
+    waves = [trainings, small + large]
+    (there, end), shown, now, counted = replay(waves, jobs), Progress(waves, store, jobs), 0, []
+    for done, (at, name) in enumerate(there, 1):
+        shown.look(seconds=(at - now) / 2)  # while it is on its way
+        put(store, name)
+        remaining = shown.look(seconds=(at - now) / 2)
+        assert remaining == len(there) - done
+        now, truth = at, end - at
+        if now >= 0.05 * end:
+            assert shown.seconds_left() == pytest.approx(truth, rel=0.05, abs=0.01 * end)
+        if 0.05 * end <= now <= 0.5 * end:
+            counted.append(remaining * now / done / truth)
+    assert shown.seconds_left() == 0
+    assert min(counted) > 2
+
+
+def test_a_wave_lasts_at_least_as_long_as_its_longest_task(store):
+    wave = [task("long", *[10] * 10), *(task(f"short {i}", 10) for i in range(6))]
+    shown = Progress([wave, [task("after", 40)]], store, 4)
+    shown.look(seconds=10)
+    put(store, "long0", "short 00", "short 10", "short 20")
+    shown.look(seconds=0)
+    assert shown.seconds_left() == pytest.approx(90 + 40)
+    shown.look(seconds=10)
+    put(store, "long1", "short 30", "short 40", "short 50")
+    shown.look(seconds=0)
+    # one process goes on alone, and what comes after waits for it
+    for i in range(2, 10):
+        assert shown.seconds_left() == pytest.approx(10 * (10 - i) + 40)
+        shown.look(seconds=10)
+        put(store, f"long{i}")
+        shown.look(seconds=0)
+    assert shown.seconds_left() == pytest.approx(40)
+
+
+def test_nothing_is_promised_before_the_start_is_over(store):
+    shown = Progress([[task("a", *[1] * 100)]], store, 1)
+    assert shown.seconds_left() is None
+    put(store, "a0")
+    remaining = shown.look(seconds=3)
+    assert shown.seconds_left() is None and "99 remain, about ? left" in shown._line(remaining, 3)
+    put(store, "a1")
+    remaining = shown.look(seconds=1)
+    assert shown.seconds_left() == pytest.approx(98 * 2)
+    assert "98 remain, about 03:16 left" in shown._line(remaining, 4)
 
 
 def test_errors_come_back_from_workers(store):
     e = experiment("smoke", lr=1e6, steps=60)
     with pytest.raises(UnmaskError, match="training diverged"):
-        measure.table("levels", e, store, jobs=2)
+        unmask.table("levels", e, store, jobs=2)
     assert not any("imp" in name for name in store.names())
 
 
-def test_everything_stored_means_no_process_is_started(store, monkeypatch):
-    store.table("t", lambda: pd.DataFrame({"x": [1]}))
+def test_everything_stored_means_no_process_is_started(tiny, store, monkeypatch):
+    before = unmask.table("levels", tiny, store, jobs=1)
     monkeypatch.setattr("joblib.Parallel", lambda **_: pytest.fail("started"))
-    parallel.run([[Task("m:f", (), (("t.csv", "t"),))]], experiment("smoke"), store, jobs=2)
+    assert unmask.table("levels", tiny, store, jobs=2).equals(before)
 
 
 def test_by_default_there_is_a_process_for_each_core_but_one_for_a_gpu():
@@ -44,17 +135,25 @@ def test_by_default_there_is_a_process_for_each_core_but_one_for_a_gpu():
     assert parallel.check_jobs(None, "cuda") == 1 and parallel.check_jobs(3, "cuda") == 3
 
 
+@pytest.mark.parametrize("jobs", [0, -1, 2.0, True, "2"])
+def test_a_number_of_jobs_that_is_none_is_refused(jobs):
+    with pytest.raises(UnmaskError, match=f"^jobs={jobs!r}: must be a whole number, 1 or more$"):
+        parallel.check_jobs(jobs)
+
+
 def test_a_killed_worker_is_said_in_one_line(store, monkeypatch):
     monkeypatch.setattr(parallel, "_do", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    waves = [[Task("m:f", (), ((f"{name}.csv", name),)) for name in "tu"]]
-    with pytest.raises(UnmaskError, match="a worker process was killed"):
-        parallel.run(waves, experiment("smoke"), store, jobs=2)
+    with pytest.raises(UnmaskError, match="a worker process was killed") as caught:
+        parallel.run([[task("t", 1), task("u", 1)]], Lab(experiment("smoke"), store), jobs=2)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("items", [1, 2, 3, 4, 5, 13])
 @pytest.mark.parametrize("parts", [0.4, 1, 2, 3, 8])
 def test_replicates_are_shared_out_evenly_to_as_many_tasks_as_can_work(store, items, parts):
-    groups = list(measure._groups(Runs(experiment("smoke"), store), range(items), parts))
+    lab = Lab(experiment("smoke", device="cpu"), store)
+    groups = list(tables.shared_out(lab, range(items), parts))
     sizes = [len(group) for group in groups]
     assert [item for group in groups for item in group] == list(range(items))
-    assert len(groups) >= min(items, parts) and max(sizes) <= 6 and max(sizes) - min(sizes) <= 1
+    assert len(groups) >= min(items, parts)
+    assert max(sizes) <= 6 and max(sizes) - min(sizes) <= 1

@@ -1,6 +1,9 @@
-"""The files around the library: they agree with each other and name nothing of the machine they were written on."""
+"""The files around the library: they agree with each other, name nothing of the machine they were
+written on, and the walls that CONTRIBUTING.md speaks of stand."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +19,34 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LIBRARY = ROOT / "lib/unmask"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
+def python(*arguments, cwd=ROOT, **variables):
+    """A fresh interpreter: its exit status, and all it said."""
+    said = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {"MPLBACKEND": "agg"} | variables
+    result = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, **said)
+    return result.returncode, result.stdout
+
+
+def workflow(name):
+    return yaml.safe_load((ROOT / ".github/workflows" / name).read_text())["jobs"]
+
+
+# What is installed, and where
+
+
 def test_conda_environment_is_that_of_pyproject():
-    """environment.yml asks pip for this project, its test extra and the pinned versions: nothing to drift apart."""
+    """environment.yml asks pip for this project, its test extra and the pinned versions: nothing to
+    drift apart."""
     *packages, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert pip == {"pip": ["-c constraints.txt", "-e .[test]"]}
-    (python,) = [name for name in packages if name.startswith("python")]
-    assert SpecifierSet(python.removeprefix("python")) == SpecifierSet(PROJECT["requires-python"])
+    (version,) = [name.removeprefix("python") for name in packages if name.startswith("python")]
+    assert SpecifierSet(version) == SpecifierSet(PROJECT["requires-python"])
 
 
 def constraints():
@@ -34,43 +55,47 @@ def constraints():
 
 
 def test_constraints_are_names_versions_and_markers():
-    odd = [line for line in constraints() if not re.fullmatch(r"[a-z0-9.-]+==[\w.]+( ; [\w .'\"<>=!()*]+)?", line)]
-    assert not odd
+    form = r"[a-z0-9.-]+==[\w.]+( ; [\w .'\"<>=!()*]+)?"
+    assert not [line for line in constraints() if not re.fullmatch(form, line)]
 
 
-@pytest.mark.parametrize("python", PYTHONS)
-def test_constraints_pin_every_dependency_within_its_range(python):
-    environment = {"python_version": python, "python_full_version": f"{python}.9"}
+@pytest.mark.parametrize("version", PYTHONS)
+def test_constraints_pin_every_dependency_within_its_range(version):
+    environment = {"python_version": version, "python_full_version": f"{version}.9"}
+
+    def asked(lines):
+        requirements = map(Requirement, lines)
+        return [r for r in requirements if r.marker is None or r.marker.evaluate(environment)]
+
     pinned = {}
-    for requirement in map(Requirement, constraints()):
-        if requirement.marker is None or requirement.marker.evaluate(environment):
-            assert requirement.name not in pinned, f"{requirement.name} is pinned twice"
-            pinned[requirement.name] = next(iter(requirement.specifier)).version
-    for requirement in map(Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]):
+    for requirement in asked(constraints()):
+        assert requirement.name not in pinned, f"{requirement.name} is pinned twice"
+        pinned[requirement.name] = next(iter(requirement.specifier)).version
+    for requirement in asked(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]):
         assert requirement.name in pinned
         assert requirement.specifier.contains(pinned[requirement.name]), requirement
 
 
-@pytest.mark.parametrize("schema, name", [
-    ("github-workflows", ".github/workflows/test.yml"),
-    ("github-workflows", ".github/workflows/book.yml"),
-    ("citation-file-format", "CITATION.cff"),
-])
+@pytest.mark.parametrize(
+    "schema, name",
+    [
+        ("github-workflows", ".github/workflows/test.yml"),
+        ("github-workflows", ".github/workflows/book.yml"),
+        ("citation-file-format", "CITATION.cff"),
+    ],
+)
 def test_file_is_valid_by_its_schema(schema, name):
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", ROOT / name]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+    options = "--builtin-schema", f"vendor.{schema}", ROOT / name
+    status, said = python("-m", "check_jsonschema", *options)
+    assert status == 0, said
 
 
 def test_workflows_run_what_a_reader_runs():
-    def commands(name):
-        jobs = yaml.safe_load((ROOT / ".github/workflows" / name).read_text())["jobs"]
-        return [step.get("run") for job in jobs.values() for step in job["steps"]]
-
-    assert "make test" in commands("test.yml")
-    assert "make book" in commands("book.yml")
-    matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
-    assert tuple(matrix["python-version"]) == PYTHONS
+    for name, command in (("test.yml", "make test"), ("book.yml", "make book")):
+        steps = [step for job in workflow(name).values() for step in job["steps"]]
+        assert command in [step.get("run") for step in steps]
+    versions = workflow("test.yml")["test"]["strategy"]["matrix"]["python-version"]
+    assert tuple(versions) == PYTHONS
 
 
 def test_ci_runs_make_test_and_nothing_after_it():
@@ -78,11 +103,17 @@ def test_ci_runs_make_test_and_nothing_after_it():
     assert (ROOT / ".ci/run").stat().st_mode & 0o100
 
 
+# What is written
+
+
 def test_pages_of_the_table_of_contents_exist():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    pages = [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
-    missing = [page for page in pages if not any((ROOT / f"{page}.{end}").exists() for end in ("md", "ipynb"))]
-    assert not missing
+    chapters = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+
+    def exists(page):
+        return any((ROOT / f"{page}.{end}").exists() for end in ("md", "ipynb"))
+
+    assert not [page for page in (toc["root"], *chapters) if not exists(page)]
 
 
 def test_readme_names_both_commands():
@@ -92,18 +123,24 @@ def test_readme_names_both_commands():
 
 def test_repository_is_at_one_address():
     address = PROJECT["urls"]["Repository"]
-    assert yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"] == address
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["repository-code"] == address
+    config, citation = (
+        yaml.safe_load((ROOT / name).read_text()) for name in ("_config.yml", "CITATION.cff")
+    )
+    assert config["repository"]["url"] == citation["repository-code"] == address
 
 
 def test_no_file_names_a_machine_or_a_package_index():
-    forbidden = re.compile(r"/(home|root|work|Users)/\w|--(extra-)?index-url|--find-links|--trusted-host|(https?://)?(files\.)?py(pi|thonhosted)\.org")
-    listing = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-                             cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    forbidden = re.compile(
+        r"/(home|root|work|Users)/\w|--(extra-)?index-url|--find-links|--trusted-host"
+        r"|(https?://)?(files\.)?py(pi|thonhosted)\.org"
+    )
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = []
-    for name in listing:
+    for name in listing.stdout.splitlines():
         path = ROOT / name
-        if path.suffix not in (".png", ".safetensors") and path != Path(__file__).resolve() and path.is_file():
+        text = path.suffix not in (".png", ".safetensors") and path.is_file()
+        if text and path != Path(__file__).resolve():
             found += [f"{name}: {match[0]}" for match in forbidden.finditer(path.read_text())]
     assert not found
 
@@ -111,10 +148,14 @@ def test_no_file_names_a_machine_or_a_package_index():
 def test_nbval_leaves_to_the_built_book_what_chance_may_change_and_no_more():
     from nbval.plugin import get_sanitize_patterns
 
+    patterns = get_sanitize_patterns((ROOT / "tests/nbval_sanitize.cfg").read_text())
+
     def seen(claim, statistic, verdict):
-        row = (f'<td><a href="#fig-x">{claim}</a></td><td class="statistic">{statistic}</td>'
-               f'<td class="verdict"><strong>{verdict}</strong></td>')
-        for pattern, replacement in get_sanitize_patterns((ROOT / "tests/nbval_sanitize.cfg").read_text()):
+        row = (
+            f'<td><a href="#fig-x">{claim}</a></td><td class="statistic">{statistic}</td>'
+            f'<td class="verdict"><strong>{verdict}</strong></td>'
+        )
+        for pattern, replacement in patterns:
             row = re.sub(pattern, replacement, row)
         return row
 
@@ -124,5 +165,152 @@ def test_nbval_leaves_to_the_built_book_what_chance_may_change_and_no_more():
 
 
 def test_no_page_has_a_place_left_open():
-    for page in [ROOT / "README.md", *ROOT.glob("book/*.md"), *ROOT.glob("book/*.ipynb"), *ROOT.glob("notebooks/*.ipynb")]:
+    pages = "*.md", "book/*.md", "book/*.ipynb", "notebooks/*.ipynb"
+    for page in (page for pattern in pages for page in ROOT.glob(pattern)):
         assert not re.search(r"TODO|COSTS|FIXME|XXX", page.read_text()), page
+
+
+def marked_blocks(text):
+    """The Python blocks that follow a line `<!-- test: NAME -->`, as one module: all other lines
+    are empty, so that errors name the line of the page."""
+    lines, state = [], "page"
+    for line in text.splitlines():
+        code = state == "code" and line != "```"
+        lines.append(line if code else "")
+        if re.fullmatch("<!-- test: .+ -->", line):
+            assert state == "page", f"{line}: the test before it has no block"
+            state = "marked"
+        elif state == "marked" and line:
+            assert line == "```python", f"{line}: is not the start of a block to test"
+            state = "code"
+        elif line == "```":
+            state = "page"
+    assert state == "page", "the last test has no block, or no end of it"
+    return "\n".join(lines)
+
+
+def test_blocks_to_test_are_found_where_they_are_marked():
+    page = "# A\n\n<!-- test: a -->\n```python\nx = 1\n```\n\n```python\nx = 2\n```\n"
+    more = "<!-- test: b -->\n\n```python\ny = x\n\ny += 1\n```\n```sh\nrm\n```\n"
+    module = marked_blocks(page + more)
+    assert module.split() == ["x", "=", "1", "y", "=", "x", "y", "+=", "1"]
+    assert module.splitlines()[4] == "x = 1"
+    for wrong in ("<!-- test: c -->\n```sh\n```\n", "<!-- test: c -->\n", page + more[:-30]):
+        with pytest.raises(AssertionError):
+            marked_blocks(wrong)
+
+
+def test_the_worked_example_of_contributing_works(tmp_path):
+    """All its blocks are one module, which a fresh interpreter imports."""
+    module = marked_blocks((ROOT / "CONTRIBUTING.md").read_text())
+    assert module.strip()
+    (tmp_path / "contributing.py").write_text(module)
+    variables = dict(PYTHONPATH=str(tmp_path), UNMASK_STORE=str(tmp_path / "store"))
+    status, said = python("-c", "import contributing", cwd=tmp_path, **variables)
+    assert status == 0, said
+
+
+# How the library is built
+
+MODULES = {path.stem for path in LIBRARY.glob("*.py")} - {"__init__", "__main__"}
+FINDINGS = {path.stem for path in (LIBRARY / "findings").glob("*.py")} - {"__init__"}
+
+
+def lint_imports(folder):
+    """Are the walls of this folder's `pyproject.toml` those of the library in its `lib`?"""
+    command = "from importlinter.cli import lint_imports_command as run; run()"
+    return python("-c", command, "--no-cache", cwd=folder, PYTHONPATH=str(folder / "lib"))
+
+
+def test_the_walls_stand():
+    status, said = lint_imports(ROOT)
+    assert status == 0 and "0 broken" in said, said
+
+
+@pytest.mark.parametrize(
+    "module, line, contract",
+    [
+        ("store.py", "from . import findings", "The instrument knows no finding"),
+        ("lab.py", "from .findings.limit import MASKS", "The instrument knows no finding"),
+        ("findings/tickets.py", "from . import limit", "A finding imports no other finding"),
+        ("errors.py", "from . import store", "A module of the instrument imports only from below"),
+    ],
+)
+def test_a_hole_in_a_wall_is_found(module, line, contract, tmp_path):
+    shutil.copytree(LIBRARY, tmp_path / "lib/unmask")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with open(tmp_path / "lib/unmask" / module, "a") as file:
+        file.write(f"\n\n{line}\n")
+    status, said = lint_imports(tmp_path)
+    assert status == 1 and f"{contract} BROKEN" in said, said
+
+
+def test_no_module_stands_beside_the_walls():
+    forbidden, independent, layers = PYPROJECT["tool"]["importlinter"]["contracts"]
+    layered = [name.strip() for layer in layers["layers"] for name in re.split("[|:]", layer)]
+    instrument = sorted(f"unmask.{name}" for name in MODULES)
+    assert sorted(forbidden["source_modules"]) == sorted(layered) == instrument
+    assert set(independent["modules"]) == {f"unmask.findings.{name}" for name in FINDINGS}
+
+
+@pytest.mark.parametrize("command", [("check",), ("format", "--check")])
+def test_code_is_linted_and_formatted(command):
+    status, said = python("-m", "ruff", *command, "--no-cache", ".")
+    assert status == 0, said
+
+
+# A fresh interpreter runs these. Both say that they came to their end.
+LIGHT = """
+import sys
+import unmask
+assert not {"torch", "pandas"} & set(sys.modules)
+from unmask import cli
+assert cli.main(["presets"]) == 0
+assert not {"torch", "pandas"} & set(sys.modules)
+print("light")
+"""
+DRAWING = """
+import inspect
+import sys
+
+import matplotlib.pyplot as plt
+import unmask
+from unmask.findings import FINDINGS
+from unmask.verdicts import all_verdicts
+
+e, tables, _ = unmask.published("mnist_lenet")
+assert set(all_verdicts(tables, e).table.finding) == set(FINDINGS)
+for finding in FINDINGS.values():
+    assert finding.numbers(tables, e)
+    functions = [f for _, f in inspect.getmembers(finding, inspect.isfunction)]
+    own = [f for f in functions if f.__module__ == finding.__name__]
+    figures = [f for f in own if inspect.signature(f).return_annotation == "Figure"]
+    drawn = [f for f in figures if not f.__name__.startswith("_")]
+    assert drawn, finding
+    for figure in drawn:
+        assert figure(tables, e).axes, figure
+        plt.close("all")
+        print(finding.__name__, figure.__name__)
+assert "torch" not in sys.modules
+print("drawn")
+"""
+
+
+@pytest.mark.parametrize("script, end", [(LIGHT, "light\n"), (DRAWING, "drawn\n")])
+def test_only_computing_needs_torch(script, end):
+    status, said = python("-c", script)
+    assert status == 0 and said.endswith(end), said
+
+
+@pytest.mark.parametrize(
+    "patterns, most",
+    [
+        (["lib/unmask/*.py"], 3000),
+        (["lib/unmask/findings/*.py"], 1600),
+        (["bench/*.py", "book/*.py"], 550),
+    ],
+)
+def test_the_code_can_be_read_in_an_afternoon(patterns, most):
+    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    lines = sum(len(path.read_text().splitlines()) for path in files)
+    assert 0 < lines <= most

@@ -1,23 +1,37 @@
 """unmask: what is encoded in a winning ticket's mask?
 
-The names a notebook needs. They are looked up on first use, so that `import unmask` costs nothing.
+The modules here are an instrument: they train, prune, rewind, interpolate, differentiate and store.
+`unmask.findings` is the paper: what each finding measures, judges and draws. Names are looked up on
+first use, so that `import unmask` costs nothing.
 """
 
 import importlib
 
 _HOME = {
-    "UnmaskError": "errors", "Experiment": "experiments", "experiment": "experiments", "PRESETS": "experiments",
-    "Store": "store", "Runs": "chains", "table": "measure", "published": "results",
+    "UnmaskError": "errors",
+    "Experiment": "experiments",
+    "experiment": "experiments",
+    "PRESETS": "experiments",
+    "Store": "store",
+    "Lab": "lab",
+    "measure": "tables",
+    "published": "results",
 }
-_MODULES = ("barriers", "chains", "claims", "curvature", "data", "errors", "execute", "experiments", "figures", "landscape", "limits",
-            "measure", "networks", "parallel", "perturbations", "processes", "pruning", "results", "retraining", "store", "train")
-
-__all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name):
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if name in _MODULES:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    try:
         return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def table(name, experiment, store=None, jobs=None):
+    """One table of an experiment (or preset, by name), computed once, then read; see `measure`."""
+    return __getattr__("measure")(experiment, [name], store, jobs)[name]

@@ -1,4 +1,7 @@
-"""Error barriers: how much worse networks are on the segment between two networks than at its ends."""
+"""Error barriers: how much worse networks are on the segment between two than at its ends.
+
+The barrier of a segment that is already a table is `verdicts.barrier`.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,43 @@ from . import networks, processes
 from .data import Data, Split
 from .networks import State
 from .train import evaluate
+from .verdicts import METRICS, barrier
 
-METRICS = ("test_error", "train_error", "train_loss")
+__all__ = ["METRICS", "barrier", "grid", "interpolate", "reestimate_norms", "segment"]
 
 
 def interpolate(one: State, other: State, t: float) -> State:
-    """The point `(1 - t) * one + t * other`; every entry of the state, batch-norm statistics included."""
+    """The point `(1 - t) * one + t * other`; every entry of the state, batch-norm statistics
+    included."""
     return {name: torch.lerp(one[name], other[name], t) for name in one}
 
 
 def grid(points: int) -> list[float]:
-    """`points` interpolation weights from 0 to 1; with an odd number, the middle one is 1/2 to the bit."""
+    """`points` interpolation weights from 0 to 1; of an odd number, the middle one is 1/2 to the
+    bit."""
     return [i / (points - 1) for i in range(points)]
 
 
-def segment(network: nn.Module, one: State, other: State, weights, data: Data,
-            metrics: tuple[str, ...] = METRICS, reestimate: bool = False) -> pd.DataFrame:
+def segment(
+    network: nn.Module,
+    one: State,
+    other: State,
+    weights,
+    data: Data,
+    metrics: tuple[str, ...] = ("test_error",),
+    reestimate: bool = False,
+) -> pd.DataFrame:
     """Performance along the segment from `one` (weight 0) to `other` (weight 1).
 
     Args:
         network: where to evaluate; its state is overwritten.
         weights: interpolation weights in [0, 1].
         metrics: which of `METRICS` to compute.
-        reestimate: replace the interpolated batch-norm statistics by those of the training data at each point.
+        reestimate: replace the interpolated batch-norm statistics by those of the training data at
+            each point.
 
     Returns:
-        One row for each weight: column `t` and one for each metric.
-    """
+        One row for each weight: column `t` and one for each metric."""
     rows = []
     for t in weights:
         networks.load_state(network, interpolate(one, other, t))
@@ -51,29 +64,20 @@ def segment(network: nn.Module, one: State, other: State, weights, data: Data,
     return pd.DataFrame(rows, columns=["t", *metrics])
 
 
-def barrier(segments: pd.DataFrame, metric: str = "test_error") -> float:
-    """Error barrier of one segment: the largest value on it minus the mean of the values at its two ends.
-
-    Never negative: the ends belong to the segment, so it is at least half their difference. Frankle et al. 2020,
-    section 2, there called linear interpolation instability.
-    """
-    ordered = segments.sort_values("t")[metric]
-    return float(ordered.max() - (ordered.iloc[0] + ordered.iloc[-1]) / 2)
-
-
 @torch.no_grad()
 def reestimate_norms(network: nn.Module, split: Split, batch_size: int = 500) -> None:
-    """Set batch-norm running statistics to their average over `split` in batches, at the present weights.
+    """Set batch-norm running statistics to their average over `split` in batches, at the present
+    weights.
 
-    Of several processes each does it all.
-    """
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    Of several processes each does it all."""
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = [module for module in network.modules() if isinstance(module, kind)]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
     network.train()
     seen = 0
-    with networks.kernels(network), processes.apart():
+    with networks.kernels(network), processes.alone():
         for x, y in split.chunks(batch_size):
             seen += len(y)
             for norm in norms:

@@ -1,4 +1,5 @@
-"""The console script `unmask`. Heavy libraries are imported where they are used: `unmask presets` answers at once."""
+"""The console script `unmask`. Heavy libraries are imported where they are used: `unmask presets`
+answers at once."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from pathlib import Path
 
 from . import processes
 from .errors import UnmaskError
-from .experiments import PRESETS, Experiment, experiment, parse_setting
+from .experiments import PRESETS, Experiment, experiment, literal, parse_setting
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns 0; 1 if the store is damaged; 2, with one line on stderr, for bad input."""
+    """Run one command. Returns 0; 1 if the store is damaged; 2, with one line on stderr, for bad
+    input."""
     try:
         options = _parser().parse_args(arguments)
         return options.command(options) or 0
@@ -26,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("unmask: interrupted; what was finished is in the store", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of `unmask store ls | head` has seen enough
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     finally:
         processes.leave()
@@ -44,29 +46,35 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("presets", help="list the presets and their settings")
     command.set_defaults(command=_presets)
 
-    command = commands.add_parser("run", help="compute everything the notebooks need, ahead of them")
-    command.add_argument("preset", metavar="PRESET")
-    command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
-                         help="change a field of the preset; lists as 0,50,100")
-    command.add_argument("--jobs", type=int, metavar="N", help="processes to use (default: one for each core, or one on a GPU)")
-    command.add_argument("--tables", type=lambda text: text.split(","), metavar="NAME,...",
-                         help="only what these tables need (default: all of them)")
-    command.add_argument("--publish", nargs="?", const=True, metavar="NAME",
-                         help="also write the tables, with provenance, to results/NAME (default: the preset's name)")
+    command = commands.add_parser("run", help="compute everything the notebooks need")
     command.set_defaults(command=_run)
+    command.add_argument("preset", metavar="PRESET")
+    said = "change a field of the preset; lists as 0,50,100"
+    command.add_argument("--set", action="append", default=[], dest="settings", help=said)
+    said = "processes to use (default: one for each core, or one on a GPU)"
+    command.add_argument("--jobs", type=int, metavar="N", help=said)
+    said = "only these tables, and what they need (default: all of them)"
+    command.add_argument("--tables", type=_names, metavar="NAME,...", help=said)
+    said = "also write the tables, with provenance, to results/NAME (default: the preset's name)"
+    command.add_argument("--publish", nargs="?", const=True, metavar="NAME", help=said)
 
     command = commands.add_parser("execute", help="execute notebooks, parameters checked first")
-    command.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
-    command.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
-                         help="set a parameter of the notebooks; values are read as Python literals where they are one")
-    command.add_argument("--output", type=Path, metavar="PATH",
-                         help="a folder, or for one notebook a file (default: the folder build/executed)")
     command.set_defaults(command=_execute)
+    command.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    said = "set a parameter of the notebooks; values are read as Python literals where they are one"
+    pair = dict(nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    command.add_argument("-p", dest="parameters", help=said, **pair)
+    said = "a folder, or for one notebook a file (default: the folder build/executed)"
+    command.add_argument("--output", type=Path, metavar="PATH", help=said)
 
     command = commands.add_parser("store", help="what is stored, and whether it is whole")
-    command.add_argument("action", choices=("ls", "verify"))
     command.set_defaults(command=_store)
+    command.add_argument("action", choices=("ls", "verify"))
     return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _presets(_) -> None:
@@ -76,7 +84,8 @@ def _presets(_) -> None:
         columns.append([name, *(_shown(getattr(preset, field)) for field in fields), preset.id])
     widths = [2 + max(map(len, column)) for column in columns]
     for name, *values in zip(*columns):
-        print(name.ljust(widths[0]) + "".join(value.rjust(width) for value, width in zip(values, widths[1:])))
+        cells = (value.rjust(width) for value, width in zip(values, widths[1:]))
+        print(name.ljust(widths[0]) + "".join(cells))
 
 
 def _shown(value) -> str:
@@ -86,40 +95,33 @@ def _shown(value) -> str:
 
 
 def _run(options) -> None:
-    chosen = experiment(options.preset).but(**dict(map(parse_setting, options.settings)))
-    from . import measure, results
+    chosen = experiment(options.preset, dict(map(parse_setting, options.settings)))
+    from . import results, tables
+    from .lab import Lab
     from .store import Store
 
     processes.join()
     if options.publish is not None:
         name = results.check_name(chosen, None if options.publish is True else options.publish)
-    store = Store()
-    measure.compute(chosen, store, options.jobs, tuple(options.tables or measure.TABLES))
+    names = options.tables or tables.known_tables()
+    tables.check_tables(names)
+    lab = Lab(chosen, Store())
+    tables.compute(lab, names, options.jobs)
     if processes.rank() > 0:
         return
     what = "everything" if options.tables is None else "what was asked"
-    print(f"unmask: {what} for {chosen.preset} (identity {chosen.id}) is in {store.root}")
+    print(f"unmask: {what} for {chosen.preset} (identity {chosen.id}) is in {lab.store.root}")
     if options.publish is not None:
-        print(f"unmask: published to {results.publish(chosen, store, name, wanted=options.tables or measure.TABLES)}")
+        print(f"unmask: published to {results.publish(lab, name, wanted=names)}")
 
 
 def _execute(options) -> None:
     from .execute import execute, targets
 
-    parameters = {name: _literal(value) for name, value in options.parameters}
+    parameters = {name: literal(value) for name, value in options.parameters}
     for notebook, target in targets(options.notebooks, options.output, parameters):
         execute(notebook, target, parameters)
         print(f"unmask: wrote {target}")
-
-
-def _literal(text: str):
-    import ast
-
-    try:
-        value = ast.literal_eval(text)
-        return list(value) if isinstance(value, tuple) else value  # papermill writes a tuple as a string
-    except (SyntaxError, ValueError):
-        return text
 
 
 def _store(options) -> int:
@@ -128,13 +130,13 @@ def _store(options) -> int:
     store, damaged = Store(), 0
     names = list(store.names())
     for name in names:
-        damage = store.damage(name)
-        damaged += damage is not None
-        if damage:
+        if damage := store.damage(name):
+            damaged += 1
             print(f"damaged  {name}: {damage}")
         elif options.action == "ls":
             about = store.provenance(name)
-            print(f"{about['bytes']:>10,} bytes {about.get('seconds', 0):>9.1f} s  {about.get('date', '?')}  {name}")
-    print(f"unmask: {len(names)} entries in {store.root}, {damaged} damaged"
-          + (" (they are computed again when next needed)" if damaged else ""))
+            size, seconds = about["bytes"], about.get("seconds", 0)
+            print(f"{size:>10,} bytes {seconds:>9.1f} s  {about.get('date', '?')}  {name}")
+    again = " (they are computed again when next needed)" if damaged else ""
+    print(f"unmask: {len(names)} entries in {store.root}, {damaged} damaged{again}")
     return 1 if damaged else 0

@@ -2,8 +2,9 @@
 
 
 class UnmaskError(ValueError):
-    """Bad input or a store that cannot be used: one line that says which, what it was, and what is allowed."""
+    """Bad input or a store that cannot be used: one line that says which, what it was, and what
+    is allowed."""
 
     def _render_traceback_(self):
-        # IPython asks the exception itself; a reader of a notebook needs the line, not fifty frames.
+        # IPython asks the exception itself; a notebook's reader needs the line, not fifty frames.
         return [f"{type(self).__name__}: {self}"]

@@ -6,67 +6,68 @@ import contextlib
 import sys
 from pathlib import Path
 
-from .chains import Runs
 from .errors import UnmaskError
 from .experiments import experiment
+from .lab import Lab
 from .parallel import check_jobs
 from .store import Store
 
 
-def targets(notebooks: list[Path], output: Path | None, parameters: dict) -> list[tuple[Path, Path]]:
+def targets(
+    notebooks: list[Path], output: Path | None, parameters: dict
+) -> list[tuple[Path, Path]]:
     """Each notebook with the file its executed copy goes to, after checking all of them.
-
-    Raises:
-        UnmaskError: a notebook is missing or does not take the parameters, or two would be written to one file.
-    """
+    Raises UnmaskError: a notebook is missing or does not take the parameters; two would be written
+    to one file, or one over its source."""
     for notebook in notebooks:
         check(notebook, parameters)
     output = output or Path("build/executed")
-    if output.suffix == ".ipynb" and len(notebooks) > 1:
-        raise UnmaskError(f"output={str(output)!r}: must be a folder when there are several notebooks")
-    files = [output if output.suffix == ".ipynb" else output / notebook.name for notebook in notebooks]
+    shown = f"output={str(output)!r}"
+    one = output.suffix == ".ipynb"
+    if one and len(notebooks) > 1:
+        raise UnmaskError(f"{shown}: must be a folder when there are several notebooks")
+    if not one and output.suffix and not output.is_dir():
+        raise UnmaskError(f"{shown}: must be a folder, or for one notebook a file .ipynb")
+    files = [output if one else output / notebook.name for notebook in notebooks]
     if len(set(files)) < len(files):
         raise UnmaskError("two notebooks have the same name, and would be written to one file")
+    for notebook, file in zip(notebooks, files):
+        if file.exists() and file.samefile(notebook):
+            raise UnmaskError(f"{shown}: the copy of {notebook} would be written over it")
     return list(zip(notebooks, files))
 
 
 def check(notebook: Path, parameters: dict) -> None:
     """Compare parameters with those the notebook has, and try them on its preset.
-
-    Raises:
-        UnmaskError: no such notebook or parameter, or an experiment, `jobs` or device that cannot be.
-    """
+    Raises UnmaskError: no such notebook or parameter, or an experiment, `jobs` or device that
+    cannot be."""
     import papermill
 
     if not notebook.is_file():
         raise UnmaskError(f"notebook={str(notebook)!r}: no such file")
     try:
         known = papermill.inspect_notebook(str(notebook))
-    except Exception as error:  # nbformat and json raise several kinds for a file that is no notebook
-        raise UnmaskError(f"notebook={str(notebook)!r}: is not a notebook ({type(error).__name__})") from error
+    except Exception as error:  # nbformat and json raise several kinds for a file that is none
+        said = f"is not a notebook ({type(error).__name__})"
+        raise UnmaskError(f"notebook={str(notebook)!r}: {said}") from error
     for name in parameters:
         if name not in known:
             raise UnmaskError(f"unknown parameter {name!r}: {notebook.name} has {', '.join(known)}")
     if "settings" not in known:  # a page about published results, which says itself what there is
         return
-    settings = parameters.get("settings") or {}
-    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise UnmaskError(f"settings={settings!r}: must be a dictionary of fields, such as {{'lr': 0.5}}")
-    if twice := [name for name in settings if name in known]:
-        raise UnmaskError(f"settings={settings!r}: {twice[0]} is a parameter of the notebook; set it there")
+    given = {name: value for name, value in parameters.items() if name != "jobs"}
+    if twice := [name for name in given.get("settings") or () if name in known]:
+        said = f"{twice[0]} is a parameter of the notebook; set it there"
+        raise UnmaskError(f"settings={given['settings']!r}: {said}")
     check_jobs(parameters.get("jobs"))
-    given = {name: value for name, value in parameters.items() if name not in ("settings", "jobs")}
-    Runs(experiment(**given).but(**settings), Store())
+    Lab(experiment(**given), Store())
 
 
 def execute(notebook: Path, target: Path, parameters: dict) -> None:
     """Execute `notebook` with `parameters` into `target`, which is written whole or not at all.
 
     The notebook's own messages, such as progress lines, are passed on to stderr.
-
-    Raises:
-        UnmaskError: a cell failed, the kernel died, or the target cannot be written.
-    """
+    Raises UnmaskError: a cell failed, the kernel died, or the target cannot be written."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -74,16 +75,26 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
-            str(notebook), str(partial), parameters, kernel_name="python3", progress_bar=False, stderr_file=sys.stderr,
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # else a kernel warns of its connection and of its end
+            str(notebook),
+            str(partial),
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stderr_file=sys.stderr,
+            # else a kernel warns of its connection and of its end
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        )
         partial.replace(target)
     except papermill.PapermillExecutionError as error:
         said = str(error.evalue).partition("\n")[0]
-        raise UnmaskError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {said}") from error
+        said = f"{notebook.name}, cell {error.exec_count}: {error.ename}: {said}"
+        raise UnmaskError(said) from error
     except DeadKernelError as error:
-        raise UnmaskError(f"{notebook.name}: its kernel was killed, perhaps for want of memory") from error
+        said = f"{notebook.name}: its kernel was killed, perhaps for want of memory"
+        raise UnmaskError(said) from error
     except OSError as error:
-        raise UnmaskError(f"output={str(target)!r}: cannot be written: {error.strerror}") from error
+        said = f"output={str(target)!r}: cannot be written: {error.strerror}"
+        raise UnmaskError(said) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

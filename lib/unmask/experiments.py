@@ -5,240 +5,275 @@ Nothing here imports torch: `unmask presets` and a mistyped parameter answer at 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import hashlib
 import json
 import math
 import re
-import types
+import sys
 import typing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from .errors import UnmaskError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 # Part of every identity. Raise it when a change to the code changes what a stored result would be.
 RECIPE_VERSION = 1
 
-# Size and channels of an image (of a signal: its length). Those of a folder are the experiment's to say.
-DATASETS = {"mnist1d": (40, 1), "mnist": (28, 1), "cifar10": (32, 3), "cifar100": (32, 3), "imagefolder": (None, 3)}
-NETWORKS = ("resnet1d", "resnet1d-strided", "lenet-300-100", "resnet20", "resnet18", "resnet50")
-AUGMENTATIONS = ("none", "crop-flip", "resized-crop")
-PRECISIONS = ("float32", "tf32", "bf16")
+
+class Dataset(NamedTuple):
+    """`size`: pixels along a side, or points of a signal; None: the experiment's to say.
+
+    `torchvision`: the name of its class there, `files`: the folder of its files below
+    `data.root()`.
+    """
+
+    size: int | None
+    channels: int
+    augmentations: tuple[str, ...]
+    torchvision: str = ""
+    files: str = ""
 
 
-_LARGEST = 1e6  # of a factor; far beyond any use, and within the range of float32
-
-
-def _positive(value):
-    return value > 0
-
-
-def _share(value):
-    return 0 < value < 1
-
-
-def _increasing(values):
-    return list(values) == sorted(set(values))
-
-
-# What each field may be, in words and as a test; fields that depend on each other are checked in `Experiment`.
-_ALLOWED = {
-    "dataset": (f"one of {', '.join(DATASETS)}", lambda v: v in DATASETS),
-    "folder": ("a path without line breaks", lambda v: v == v.strip() and "\n" not in v),
-    "image_size": ("1 or more", _positive),
-    "classes": ("2 or more", lambda v: v >= 2),
-    "augmentation": (f"one of {', '.join(AUGMENTATIONS)}", lambda v: v in AUGMENTATIONS),
-    "train_samples": ("1 or more", _positive),
-    "test_samples": ("1 or more", _positive),
-    "data_seed": ("0 to 4294967295", lambda v: 0 <= v < 2**32),
-    "network": (f"one of {', '.join(NETWORKS)}", lambda v: v in NETWORKS),
-    "width": ("1 or more", _positive),
-    "steps": ("1 or more", _positive),
-    "batch_size": ("2 or more", lambda v: v >= 2),
-    "lr": (f"above 0 and at most {_LARGEST:g}", lambda v: 0 < v <= _LARGEST),
-    "momentum": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-    "weight_decay": (f"0 to {_LARGEST:g}", lambda v: 0 <= v <= _LARGEST),
-    "milestones": ("increasing shares of the steps, each in (0, 1)",
-                   lambda v: all(map(_share, v)) and _increasing(v)),
-    "lr_decay": ("above 0 and at most 1", lambda v: 0 < v <= 1),
-    "warmup": ("a share of the steps, at least 0 and below 1", lambda v: 0 <= v < 1),
-    "precision": (f"one of {', '.join(PRECISIONS)}", lambda v: v in PRECISIONS),
-    "rewind_steps": ("at least one, increasing, each 0 or more",
-                     lambda v: len(v) > 0 and v[0] >= 0 and _increasing(v)),
-    "levels": ("1 or more", _positive),
-    "prune_fraction": ("in (0, 1)", _share),
-    "control_every": ("1 or more", _positive),
-    "probe_levels": ("at least one, increasing, each 0 or more", lambda v: len(v) > 0 and v[0] >= 0 and _increasing(v)),
-    "perturbation_lengths": ("increasing, each 0 or more, 0 and 1 among them",
-                             lambda v: {0, 1} <= set(v) and v[0] >= 0 and _increasing(v)),
-    "limit_levels": ("at least one, increasing, each 0 or more", lambda v: len(v) > 0 and v[0] >= 0 and _increasing(v)),
-    "prune_ratios": ("at least one, increasing, each in (0, 1)",
-                     lambda v: len(v) > 0 and all(map(_share, v)) and _increasing(v)),
-    "curvature_samples": ("1 or more", _positive),
-    "lanczos_probes": ("2 or more", lambda v: v >= 2),
-    "lanczos_steps": ("1 or more", _positive),
-    "seeds": ("1 or more", _positive),
-    "first_seed": ("0 or more", lambda v: v >= 0),
-    "barrier_points": ("odd and 3 or more, so that the grid has both ends and the midpoint",
-                       lambda v: v >= 3 and v % 2 == 1),
-    "epsilon": ("in (0, 1)", _share),
-    "lmc_threshold": ("in (0, 1)", _share),
-    "agreement": ("in (0, 1)", _share),
-    "higher_sparsity": ("in (0, 1)", _share),
-    "ticket_density": ("in (0, 1)", _share),
-    "loss_height": ("above 0", _positive),
-    "limit_tolerance": ("in (0, 1)", _share),
-    "gap_refilled": ("in (0, 1)", _share),
-    "plane_points": ("odd and 3 or more", lambda v: v >= 3 and v % 2 == 1),
-    "train_measured": ("0 or more", lambda v: v >= 0),
-    "device": ("'auto', 'cpu', 'cuda' or 'cuda:N'",
-               lambda v: re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", v)),
+_MOVED = ("none", "crop-flip")
+DATASETS = {
+    "mnist1d": Dataset(40, 1, ("none",)),
+    "mnist": Dataset(28, 1, _MOVED, "MNIST", "MNIST/raw"),
+    "cifar10": Dataset(32, 3, _MOVED, "CIFAR10", "cifar-10-batches-py"),
+    "cifar100": Dataset(32, 3, _MOVED, "CIFAR100", "cifar-100-python"),
+    "imagefolder": Dataset(None, 3, (*_MOVED, "resized-crop")),
 }
 
-# Fields that decide what one training computes. Those left out (how many seeds, levels, rewind steps; how
-# results are measured and judged) select among trainings, so changing them reuses every training in the store.
-_RECIPE = ("dataset", "folder", "image_size", "classes", "augmentation", "train_samples", "test_samples", "data_seed",
-           "network", "width", "steps", "batch_size", "lr", "momentum", "weight_decay", "milestones", "lr_decay", "warmup",
-           "precision", "prune_fraction", "device")
+
+class Network(NamedTuple):
+    """`family`: in `networks`, called with the experiment, the number of replicates and
+    `arguments`. `width`: the least and the most."""
+
+    family: str
+    arguments: dict = {}
+    width: tuple[int, float] = (1, math.inf)
+    signals: bool = False
 
 
-@dataclass(frozen=True)
+NETWORKS = {
+    "resnet1d": Network("ResNet1d", dict(stem_kernel=3, stem_stride=1), signals=True),
+    "resnet1d-strided": Network("ResNet1d", dict(stem_kernel=5, stem_stride=2), signals=True),
+    "lenet-300-100": Network("LeNet", width=(3, math.inf)),
+    "resnet20": Network("ResNet", dict(stages=3, blocks=3)),
+    "resnet18": Network("ResNet", dict(stages=4, blocks=2)),
+    "resnet50": Network("ResNet50", width=(64, 64)),
+}
+
+# What a value may be, in words and as a test. Factors beyond the largest are of no use, and would
+# leave the range of float32.
+Rule = tuple[str, Callable[[typing.Any], bool]]
+_SHARE: Rule = "in (0, 1)", lambda v: 0 < v < 1
+_FACTOR: Rule = "above 0 and at most 1e+06", lambda v: 0 < v <= 1e6
+_ODD: Rule = "odd and 3 or more, with both ends and the middle", lambda v: v >= 3 and v % 2 == 1
+
+
+def _at_least(least: int) -> Rule:
+    return f"{least} or more", lambda value: value >= least
+
+
+def _one_of(names) -> Rule:
+    return f"one of {', '.join(names)}", lambda value: value in names
+
+
+def _increasing(each: str, fits: Callable = lambda v: True, some: bool = True) -> Rule:
+    def test(values):
+        ordered = list(values) == sorted(set(values))
+        return ordered and all(map(fits, values)) and (len(values) > 0 or not some)
+
+    return f"{'at least one, ' if some else ''}increasing, each {each}", test
+
+
+_PLACES = _increasing("0 or more", lambda v: v >= 0)
+_LENGTHS: Rule = (
+    "increasing, each 0 or more, 0 and 1 among them",
+    lambda values: {0, 1} <= set(values) and _PLACES[1](values),
+)
+_BELOW_1: Rule = "at least 0 and below 1", lambda v: 0 <= v < 1
+_PATH: Rule = "a path without line breaks", lambda v: v == v.strip() and "\n" not in v
+_DEVICE = "'auto', 'cpu', 'cuda' or 'cuda:N'", re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?").fullmatch
+_AUGMENTATION, _PRECISION = _one_of((*_MOVED, "resized-crop")), _one_of(("float32", "tf32", "bf16"))
+_STEPS = _increasing("a share of the steps, in (0, 1)", _SHARE[1], some=False)
+_ALL = "0 or more; 0 or 'all': all there are", lambda v: v >= 0
+
+
+def setting(rule: Rule, *, recipe: bool = False, before=dataclasses.MISSING):
+    """A field of an experiment.
+
+    Args:
+        rule: what it may be, in words and as a test of one value.
+        recipe: does it decide what one training computes? Other fields (how many seeds, levels,
+            rewind steps; how results are measured and judged) select among trainings: changing
+            them reuses every training in the store.
+        before: of a field that came later, the value that all experiments had before it. Identities
+            do not count it, so that they stay."""
+    return dataclasses.field(default=before, metadata={"rule": rule, "recipe": recipe})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """All settings of one experiment. Make one with `experiment(preset, **changes)`.
 
-    Errors and thresholds are shares (0.01 is one percentage point). `milestones` are shares of `steps` at which the
-    learning rate is multiplied by `lr_decay`; over the first `warmup` share of them it rises from 0. `seeds`, `levels`:
-    how many; levels count from 1, 0 being dense. `folder`: of "imagefolder", see `data.load`.
+    Errors and thresholds are shares (0.01 is one percentage point).
+    Raises UnmaskError: fields have the wrong type or are outside what is allowed; all of them at
+    once."""
 
-    Raises:
-        UnmaskError: a field has the wrong type or is outside what is allowed.
-    """
-
-    preset: str
-    # data
-    dataset: str
-    train_samples: int  # the first so many; of a folder, so many drawn by data_seed
-    test_samples: int
-    data_seed: int
-    # network
-    network: str
-    width: int
-    # training
-    steps: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    milestones: tuple[float, ...]
-    lr_decay: float
-    # iterative magnitude pruning and its controls
-    rewind_steps: tuple[int, ...]
-    levels: int
-    prune_fraction: float
-    control_every: int  # controls are trained at every so many levels, from the last rewind step
-    # perturbed pairs at the rewind point (Finding 2)
-    probe_levels: tuple[int, ...]
-    perturbation_lengths: tuple[float, ...]  # in units of the distance between a level's pruned rewind point and the next's
-    # how much can be pruned at once (Finding 3), from solutions of the last rewind step
-    limit_levels: tuple[int, ...]
-    prune_ratios: tuple[float, ...]
-    curvature_samples: int  # the first so many training samples
-    lanczos_probes: int
-    lanczos_steps: int  # estimated spectra are also computed with twice as many
-    # replication
-    seeds: int
-    first_seed: int  # seeds are first_seed, first_seed + 1, ...
-    # measuring and judging, fixed before results are looked at
-    barrier_points: int
-    epsilon: float  # a level is matching if its test error is at most the dense error plus epsilon
-    lmc_threshold: float  # two networks are linearly mode connected if their error barrier is below this
-    agreement: float  # a claim about many cases holds if at least this share of them agrees
-    higher_sparsity: float  # the paper's "at higher sparsities" is read as: density at most this
-    ticket_density: float  # a winning ticket keeps at most this share of the weights
-    loss_height: float  # rise of the train loss, in nats, up to which a solution counts as in the same sublevel set
-    limit_tolerance: float  # a predicted maximum pruning ratio is right if it misses the measured one by at most this
-    gap_refilled: float  # a gap is filled if at least this share of as many weights as before are in it again
-    plane_points: int  # grid points along each side of a landscape
-    device: str = "auto"
-    # more about data and training; what is not about MNIST-1D
-    folder: str = ""
-    image_size: int = 40  # pixels along a side, or points of a signal
-    classes: int = 10
-    augmentation: str = "none"
-    warmup: float = 0.0
-    precision: str = "float32"  # in training; everything is measured in float32
-    # train error and loss, and re-estimated batch-norm statistics, are those of at most so many training samples; 0: of all
-    train_measured: int = 0
+    preset: str = setting(("", lambda v: True))
+    # data; `folder`: of "imagefolder", see `data.load`. Of a folder's images, samples are drawn
+    # by data_seed; of other data sets they are the first ones.
+    dataset: str = setting(_one_of(DATASETS), recipe=True)
+    train_samples: int = setting(_ALL, recipe=True)
+    test_samples: int = setting(_ALL, recipe=True)
+    data_seed: int = setting(("0 to 4294967295", lambda v: 0 <= v < 2**32), recipe=True)
+    folder: str = setting(_PATH, recipe=True, before="")
+    image_size: int = setting(_at_least(1), recipe=True, before=40)
+    classes: int = setting(_at_least(2), recipe=True, before=10)
+    augmentation: str = setting(_AUGMENTATION, recipe=True, before="none")
+    # network and training; `milestones` are shares of `steps` at which the learning rate is
+    # multiplied by `lr_decay`; over the first `warmup` share of them it rises from 0
+    network: str = setting(_one_of(NETWORKS), recipe=True)
+    width: int = setting(_at_least(1), recipe=True)
+    steps: int = setting(_at_least(1), recipe=True)
+    batch_size: int = setting(_at_least(2), recipe=True)
+    lr: float = setting(_FACTOR, recipe=True)
+    momentum: float = setting(_BELOW_1, recipe=True)
+    weight_decay: float = setting(("0 to 1e+06", lambda v: 0 <= v <= 1e6), recipe=True)
+    milestones: tuple[float, ...] = setting(_STEPS, recipe=True)
+    lr_decay: float = setting(("above 0 and at most 1", lambda v: 0 < v <= 1), recipe=True)
+    warmup: float = setting(_BELOW_1, recipe=True, before=0.0)
+    # of training; everything is measured in float32
+    precision: str = setting(_PRECISION, recipe=True, before="float32")
+    device: str = setting(_DEVICE, recipe=True)
+    # iterative magnitude pruning; levels count from 1, 0 being dense
+    rewind_steps: tuple[int, ...] = setting(_PLACES)
+    levels: int = setting(_at_least(1))
+    prune_fraction: float = setting(_SHARE, recipe=True)
+    control_every: int = setting(_at_least(1))  # levels at which controls are trained
+    # perturbed pairs; lengths in units of the distance that pruning moves the rewind point
+    probe_levels: tuple[int, ...] = setting(_PLACES)
+    perturbation_lengths: tuple[float, ...] = setting(_LENGTHS)
+    # how much can be pruned at once; curvature is that of the first so many training samples,
+    # and its estimates are made with so many Lanczos steps and with twice as many
+    limit_levels: tuple[int, ...] = setting(_PLACES)
+    prune_ratios: tuple[float, ...] = setting(_increasing("in (0, 1)", _SHARE[1]))
+    curvature_samples: int = setting(_at_least(1))
+    lanczos_probes: int = setting(_at_least(2))
+    lanczos_steps: int = setting(_at_least(1))
+    # replication: seeds are first_seed, first_seed + 1, ...
+    seeds: int = setting(_at_least(1))
+    first_seed: int = setting(_at_least(0))
+    # measuring; train error and loss, and re-estimated batch-norm statistics, are those of at most
+    # so many training samples (0: of all)
+    barrier_points: int = setting(_ODD)
+    plane_points: int = setting(_ODD)
+    train_measured: int = setting(_at_least(0), before=0)
+    # judging, fixed before results are looked at
+    epsilon: float = setting(_SHARE)  # matching: at most the dense error plus epsilon
+    lmc_threshold: float = setting(_SHARE)  # connected: a barrier below this
+    agreement: float = setting(_SHARE)  # a claim holds if at least this share of its cases agrees
+    higher_sparsity: float = setting(_SHARE)  # "at higher sparsities": density at most this
+    ticket_density: float = setting(_SHARE)  # a winning ticket keeps at most this share
+    loss_height: float = setting(("above 0", lambda v: v > 0))  # of a sublevel set, in nats
+    limit_tolerance: float = setting(_SHARE)  # by which a predicted pruning ratio may miss
+    gap_refilled: float = setting(_SHARE)  # share of the weights before that fill a gap again
 
     def __post_init__(self):
+        problems = []
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name)))
-        for name, (allowed, test) in _ALLOWED.items():
-            if not test(getattr(self, name)):
-                raise _bad(name, getattr(self, name), allowed)
-        size, _ = DATASETS[self.dataset]
-        if size and self.image_size != size:
-            raise _bad("image_size", self.image_size, f"{size}, the size of {self.dataset}")
+            allowed, test = field.metadata["rule"]
+            try:
+                value = _typed(field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, value)
+                if not test(value):
+                    raise bad(field.name, value, allowed)
+            except UnmaskError as error:
+                problems.append(str(error))
+        # what fits by itself may not fit together
+        if problems := problems or [str(bad(*problem)) for problem in self._misfits()]:
+            raise UnmaskError("; ".join(problems))
+
+    def _misfits(self) -> Iterator[tuple[str, typing.Any, str]]:
+        """Fields that do not fit others: name, value, what is allowed."""
+        data, network = DATASETS[self.dataset], NETWORKS[self.network]
+        if data.size and self.image_size != data.size:
+            yield "image_size", self.image_size, f"{data.size}, the size of {self.dataset}"
         if self.dataset == "mnist1d":
             for name in ("train_samples", "test_samples"):
-                if getattr(self, name) % 10:
-                    raise _bad(name, getattr(self, name), "a multiple of 10 for mnist1d, as many of each class")
+                if (count := getattr(self, name)) % 10 or count == 0:
+                    yield name, count, "a multiple of 10 for mnist1d, as many of each class"
             if self.classes != 10:
-                raise _bad("classes", self.classes, "10 for mnist1d")
+                yield "classes", self.classes, "10 for mnist1d"
         if (self.dataset == "imagefolder") != bool(self.folder):
-            raise _bad("folder", self.folder, "the folder of the images for imagefolder, and empty for other data sets")
-        fitting = [name for name in NETWORKS if name.startswith("resnet1d") == (self.dataset == "mnist1d")]
-        if self.network not in fitting:
-            raise _bad("network", self.network, f"one of {', '.join(fitting)} for {self.dataset}")
-        if self.network == "resnet50" and self.width != 64:
-            raise _bad("width", self.width, "64 for resnet50")
-        if self.network == "lenet-300-100" and self.width < 3:
-            raise _bad("width", self.width, "3 or more for lenet-300-100, whose second layer is a third as wide")
-        count = {"mnist1d": 1, "imagefolder": 3}.get(self.dataset, 2)
-        augmentations = AUGMENTATIONS[:count]
-        if self.augmentation not in augmentations:
-            raise _bad("augmentation", self.augmentation, f"one of {', '.join(augmentations)} for {self.dataset}")
-        if self.batch_size > self.train_samples:
-            raise _bad("batch_size", self.batch_size, f"at most train_samples ({self.train_samples})")
-        if self.curvature_samples > self.train_samples:
-            raise _bad("curvature_samples", self.curvature_samples, f"at most train_samples ({self.train_samples})")
-        if self.rewind_steps[-1] >= self.steps:
-            raise _bad("rewind_steps", self.rewind_steps, f"at most {self.steps - 1} each, before the last step")
+            rule = "the folder of the images for imagefolder, and empty for other data sets"
+            yield "folder", self.folder, rule
+        signals = self.dataset == "mnist1d"
+        if network.signals != signals:
+            fitting = [name for name, other in NETWORKS.items() if other.signals == signals]
+            yield "network", self.network, f"one of {', '.join(fitting)} for {self.dataset}"
+        least, most = network.width
+        if not least <= self.width <= most:
+            rule = str(least) if least == most else f"{least} or more"
+            yield "width", self.width, f"{rule} for {self.network}"
+        if self.augmentation not in data.augmentations:
+            rule = f"one of {', '.join(data.augmentations)} for {self.dataset}"
+            yield "augmentation", self.augmentation, rule
+        if self.train_samples:
+            for name in ("batch_size", "curvature_samples"):
+                if getattr(self, name) > self.train_samples:
+                    rule = f"at most train_samples ({self.train_samples})"
+                    yield name, getattr(self, name), rule
+        if self.latest >= self.steps:
+            rule = f"at most {self.steps - 1} each, before the last step"
+            yield "rewind_steps", self.rewind_steps, rule
 
     @property
     def id(self) -> str:
-        """Identity of the whole experiment: 10 hexadecimal digits over every field but the preset's name."""
-        return self.digest(*(f.name for f in dataclasses.fields(self) if f.name != "preset"))
+        """Identity of the whole experiment: 10 hexadecimal digits over all but the preset's
+        name."""
+        return self.digest(*(name for name in _fields() if name != "preset"))
 
     @property
     def recipe(self) -> str:
-        """Readable identity of what one training computes; the first folder of everything stored."""
-        return f"{self.dataset}-{self.network}-{self.digest(*_RECIPE)}"
+        """Readable identity of what one training computes; the first folder of all that is
+        stored."""
+        names = [name for name, field in _fields().items() if field.metadata["recipe"]]
+        return f"{self.dataset}-{self.network}-{self.digest(*names)}"
 
     def digest(self, *names: str) -> str:
-        """Hash of the named fields, 10 hexadecimal digits. Later fields count only where they are not at their default,
-        so that identities from before they existed stay."""
-        values = {"version": RECIPE_VERSION} | {name: getattr(self, name) for name in names
-                                                if getattr(self, name) != _LATER.get(name)}
+        """Hash of the named fields, 10 hexadecimal digits."""
+        values = {"version": RECIPE_VERSION}
+        for name in names:
+            if getattr(self, name) != _fields()[name].default:  # see `setting`
+                values[name] = getattr(self, name)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
     def but(self, **changes) -> Experiment:
         """The same experiment with some fields changed, under a new identity.
-
-        Raises:
-            UnmaskError: a name is not a field, or a value is not allowed.
-        """
-        known = [f.name for f in dataclasses.fields(self) if f.name != "preset"]
+        Raises UnmaskError: a name is not a field, or a value is not allowed."""
+        known = [name for name in _fields() if name != "preset"]
         for name in changes:
             if name not in known:
-                raise UnmaskError(f"unknown field {name!r}: an experiment has {', '.join(known)}")
+                raise UnmaskError(f"unknown field {name!r}: must be one of {', '.join(known)}")
         return dataclasses.replace(self, **changes)
 
     @property
     def channels(self) -> int:
         """Channels of an image or signal."""
-        return DATASETS[self.dataset][1]
+        return DATASETS[self.dataset].channels
 
     @property
     def streamed(self) -> bool:
@@ -250,137 +285,116 @@ class Experiment:
         return range(self.first_seed, self.first_seed + self.seeds)
 
     @property
+    def earliest(self) -> int:
+        """The first rewind step."""
+        return self.rewind_steps[0]
+
+    @property
+    def latest(self) -> int:
+        """The last rewind step."""
+        return self.rewind_steps[-1]
+
+    @property
     def control_levels(self) -> range:
         return range(self.control_every, self.levels + 1, self.control_every)
 
 
-def experiment(preset: str = "miniature", **changes) -> Experiment:
+def experiment(preset: str = "miniature", settings: dict | None = None, **changes) -> Experiment:
     """The named preset with fields changed; a change to `None` keeps the preset's value.
 
-    Raises:
-        UnmaskError: no such preset or field, or a value that is not allowed.
-    """
+    Args:
+        settings: more changes, by field; a notebook's parameter of that name.
+    Raises UnmaskError: no such preset or field, or a value that is not allowed."""
     if not isinstance(preset, str) or preset not in PRESETS:
         raise UnmaskError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}")
-    return PRESETS[preset].but(**{name: value for name, value in changes.items() if value is not None})
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise UnmaskError(
+            f"settings={settings!r}: must be a dictionary of fields, such as {{'lr': 0.5}}; "
+            "papermill takes one by -y 'settings: {lr: 0.5}'"
+        )
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if twice := [name for name in settings if name in changes]:
+        raise UnmaskError(f"settings={settings!r}: {twice[0]} is given beside it as well")
+    return PRESETS[preset].but(**changes, **settings)
 
 
 def parse_setting(text: str) -> tuple[str, object]:
-    """`"name=value"` as typed on a command line: the field's name and its value, of the field's type."""
+    """`"name=value"` as typed on a command line: the field and its value; lists as 0,50,100.
+    Raises UnmaskError: there is no =."""
     name, equals, value = text.partition("=")
+    name, value = name.strip(), value.strip()
     if not equals:
         raise UnmaskError(f"{text!r}: must have the form field=value")
-    kind = _types().get(name)
-    if kind is None or name == "preset":  # leave the complaint, with the list of fields, to `Experiment.but`
+    kind = _types().get(name, str)
+    if kind is str:
         return name, value
-    if typing.get_origin(kind) is tuple:
-        (item, _) = typing.get_args(kind)
-        return name, tuple(_from_text(name, part, item) for part in value.strip("()[] ").split(",") if part.strip())
-    return name, _from_text(name, value, kind)
+    value = literal(value)
+    if typing.get_origin(kind) is tuple and not isinstance(value, (list, tuple)):
+        value = (value,) if value != "" else ()
+    return name, value
 
 
-@functools.cache
-def _types() -> types.MappingProxyType:
-    return types.MappingProxyType(typing.get_type_hints(Experiment))
+def literal(text: str):
+    """A value as typed: a Python literal where it is one, or else the text."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+    return list(value) if isinstance(value, tuple) else value  # papermill writes tuples as text
 
 
-def _bad(name: str, value, allowed: str) -> UnmaskError:
+def bad(name: str, value, allowed: str) -> UnmaskError:
+    """What is said of a value that is not allowed."""
     shown = list(value) if isinstance(value, tuple) else value
     return UnmaskError(f"{name}={shown!r}: must be {allowed}")
 
 
-def _from_text(name: str, text: str, kind: type):
-    try:
-        return kind(text.strip())
-    except ValueError:
-        raise _bad(name, text, f"of type {kind.__name__}") from None
+@functools.cache
+def _types() -> MappingProxyType:
+    return MappingProxyType(typing.get_type_hints(Experiment))
+
+
+@functools.cache
+def _fields() -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(Experiment)}
 
 
 def _typed(name: str, value):
-    """`value` as the field's type; whole numbers pass as floats, lists as tuples, and nothing else is converted."""
+    """`value` as the field's type: whole numbers pass as floats, lists as tuples, all else as
+    is."""
     kind = _types()[name]
-    if typing.get_origin(kind) is tuple:
-        (item, _) = typing.get_args(kind)
-        if not isinstance(value, (tuple, list)):
-            raise _bad(name, value, f"a list of {item.__name__}")
-        return tuple(_scalar(name, part, item) for part in value)
-    return _scalar(name, value, kind)
+    if typing.get_origin(kind) is not tuple:
+        return _scalar(name, value, kind)
+    (item, _) = typing.get_args(kind)
+    if not isinstance(value, (tuple, list)):
+        raise bad(name, value, f"a list of {item.__name__}")
+    return tuple(_scalar(name, part, item) for part in value)
 
 
 def _scalar(name: str, value, kind: type):
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, kind) or kind is float:
-        raise _bad(name, value, f"of type {kind.__name__}" + (" and finite" if kind is float else ""))
-    return value
+    if value == "all" and _fields()[name].metadata["rule"] is _ALL:
+        return 0
+    if isinstance(value, bool):
+        raise bad(name, value, f"of type {kind.__name__}")
+    if kind is not float:
+        if not isinstance(value, kind):
+            raise bad(name, value, f"of type {kind.__name__}")
+        return value
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise bad(name, value, "of type float and finite")
+    return float(value)
 
 
-_LATER = {field.name: field.default for field in dataclasses.fields(Experiment)
-          if field.default is not dataclasses.MISSING and field.name != "device"}
+def _read_presets() -> dict[str, Experiment]:
+    presets: dict[str, Experiment] = {}
+    written = tomllib.loads(Path(__file__).with_name("presets.toml").read_text())
+    for name, values in written.items():
+        if (like := values.pop("like", None)) is None:
+            presets[name] = Experiment(preset=name, **values)
+        else:
+            presets[name] = dataclasses.replace(presets[like], preset=name, **values)
+    return presets
 
-_MINIATURE = Experiment(
-    preset="miniature",
-    dataset="mnist1d", train_samples=4000, test_samples=10_000, data_seed=42,
-    network="resnet1d-strided", width=8,
-    steps=1200, batch_size=128, lr=1.0, momentum=0.9, weight_decay=1e-4, milestones=(0.5, 0.75), lr_decay=0.1,
-    rewind_steps=(0, 25, 250), levels=13, prune_fraction=0.2, control_every=2,
-    probe_levels=(8, 12), perturbation_lengths=(0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
-    limit_levels=(0, 8), prune_ratios=(0.1, 0.2, 0.4, 0.6, 0.8, 0.95),
-    curvature_samples=1000, lanczos_probes=8, lanczos_steps=120,
-    seeds=3, first_seed=0,
-    barrier_points=11, epsilon=0.01, lmc_threshold=0.02, agreement=0.9,
-    higher_sparsity=0.33, ticket_density=0.2,
-    # A wrongly classified sample has a loss of at least log 2: where the train loss is near 0, a rise of epsilon * log 2
-    # makes at most the share epsilon of the samples wrong.
-    loss_height=0.007, limit_tolerance=0.1,
-    gap_refilled=0.5, plane_points=21,
-)
 
-# This and the two made from it are trained as in the authors' closest public configuration and OpenLTH.
-_CIFAR10 = dataclasses.replace(
-    _MINIATURE, preset="cifar10_resnet20", dataset="cifar10", image_size=32, train_samples=50_000,
-    augmentation="crop-flip", network="resnet20", width=16, steps=62_400, lr=0.1,
-    rewind_steps=(0, 250, 1000, 2000), levels=15, control_every=5, lanczos_probes=4, lanczos_steps=40,
-    epsilon=0.005, loss_height=0.0035,
-)
-
-PRESETS = {
-    experiment.preset: experiment
-    for experiment in (
-        # a finer sweep of ratios than in the presets made from it, whose tables are published
-        dataclasses.replace(_MINIATURE, prune_ratios=(0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 0.9, 0.95)),
-        # the same blocks at full resolution: more accurate, more work for each step
-        dataclasses.replace(
-            _MINIATURE, preset="miniature_fine", network="resnet1d", steps=800, lr=0.5, rewind_steps=(0, 20, 160),
-            probe_levels=(4, 8, 12), limit_levels=(0, 5, 10),
-            epsilon=0.005, loss_height=0.0035),
-        dataclasses.replace(
-            _MINIATURE, preset="smoke", train_samples=500, test_samples=500, width=4, steps=40, batch_size=50,
-            rewind_steps=(0, 5), levels=3, control_every=2, probe_levels=(1, 2), perturbation_lengths=(0.0, 0.5, 1.0),
-            limit_levels=(2,), prune_ratios=(0.2, 0.8), curvature_samples=100, lanczos_probes=2, lanczos_steps=10,
-            seeds=2, barrier_points=3, plane_points=5),
-        # LeNet-300-100, trained as by OpenLTH, its output layer not pruned
-        dataclasses.replace(
-            _MINIATURE, preset="mnist_lenet", dataset="mnist", image_size=28, train_samples=60_000, network="lenet-300-100",
-            width=300, steps=18_720, lr=0.1, momentum=0.0, weight_decay=0.0, milestones=(), rewind_steps=(0, 500),
-            levels=20, control_every=8, probe_levels=(8, 16), perturbation_lengths=(0.0, 1.0, 2.0, 4.0),
-            limit_levels=(0, 10), prune_ratios=(0.3, 0.6, 0.9, 0.98), lanczos_probes=4, lanczos_steps=40,
-            epsilon=0.002, lmc_threshold=0.004, loss_height=0.0014),
-        # a residual network on the same images, half as wide as the paper's and trained for two epochs, for a CPU
-        dataclasses.replace(
-            _CIFAR10, preset="mnist_resnet20", dataset="mnist", image_size=28, train_samples=60_000, augmentation="none",
-            width=8, steps=936, rewind_steps=(0,), levels=12, control_every=4, probe_levels=(4, 8),
-            limit_levels=(0, 8), barrier_points=5, epsilon=0.002, lmc_threshold=0.004, loss_height=0.0014,
-            train_measured=2500),
-        _CIFAR10,
-        dataclasses.replace(
-            _CIFAR10, preset="cifar100_resnet18", dataset="cifar100", classes=100, network="resnet18", width=64,
-            weight_decay=5e-4, rewind_steps=(0, 500, 2000), lanczos_probes=2, lanczos_steps=20),
-        dataclasses.replace(
-            _CIFAR10, preset="imagenet_resnet50", dataset="imagefolder", folder="imagenet", image_size=224, classes=1000,
-            train_samples=1_281_167, test_samples=50_000, augmentation="resized-crop", network="resnet50", width=64,
-            steps=90 * 1251, batch_size=1024, lr=0.4, milestones=(30 / 90, 60 / 90, 80 / 90), warmup=5 / 90,
-            rewind_steps=(0, 1251, 5 * 1251), levels=10, probe_levels=(4, 8), lanczos_probes=2, lanczos_steps=20,
-            train_measured=50_000),
-    )
-}
+PRESETS = _read_presets()

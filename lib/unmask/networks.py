@@ -1,9 +1,10 @@
 """Networks: plain modules that map a batch to logits, their state as a dict of tensors.
 
-Several replicates of a network, of the same shape but with weights and data of their own, are one network of as many
-channel groups. Its state is theirs, concatenated along the first dimension of every tensor; together they share the
-cost of starting each operation. On a CPU each replicate of a network for signals computes to the bit what it would
-alone; of other networks, what it would up to rounding.
+Several replicates of a network, of the same shape but with weights and data of their own, are one
+network of as many channel groups. Its state is theirs, concatenated along the first dimension of
+every tensor; side by side they share the cost of starting each operation. On a CPU each replicate
+of a network for signals computes to the bit what it would alone; of other networks, what it would
+up to rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from . import processes
 from .errors import UnmaskError
-from .experiments import Experiment
+from .experiments import NETWORKS, Experiment
 
 State = dict[str, Tensor]
 
@@ -26,18 +27,20 @@ State = dict[str, Tensor]
 class SignalNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d` for one image, whose rows or columns are the samples of the batch.
 
-    In this layout a channel's batch statistics are those of one group of one image, and torch's group-norm kernel
-    computes them several times faster than its batch-norm kernel.
-    """
+    In this layout a channel's batch statistics are those of one group of one image, and torch's
+    group-norm kernel computes them several times faster than its batch-norm kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training and not torch.is_grad_enabled():
             return super().forward(x)
-        if not self.training:  # the same in operations that are faster than its kernel under forward differentiation
+        if not self.training:  # the same in operations that forward differentiation is faster in
             scale = self.weight * (self.running_var + self.eps).rsqrt()
-            return torch.addcmul((self.bias - self.running_mean * scale)[:, None, None], x, scale[:, None, None])
+            shift = self.bias - self.running_mean * scale
+            return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
         channels, count = x.shape[1], x[0, 0].numel()
-        y, mean, rstd = torch.native_group_norm(x, self.weight, self.bias, 1, channels, count, channels, self.eps)
+        y, mean, rstd = torch.native_group_norm(
+            x, self.weight, self.bias, 1, channels, count, channels, self.eps
+        )
         with torch.no_grad():
             unbiased = (rstd[0].pow(-2) - self.eps) * (count / (count - 1))
             self.running_mean.lerp_(mean[0], self.momentum)
@@ -46,7 +49,8 @@ class SignalNorm(nn.BatchNorm2d):
 
 
 class ImageNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose batch is that of all processes together, on any device (torch's `SyncBatchNorm`: GPUs)."""
+    """`nn.BatchNorm2d` whose batch is that of all processes together, on any device (torch's
+    `SyncBatchNorm`: GPUs)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or processes.count() == 1:
@@ -63,38 +67,50 @@ class ImageNorm(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def conv_signal(channels_in: int, channels_out: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
+def conv_signal(inputs: int, outputs: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
     """Convolution along the signals of an image (1, replicates * channels, length, batch)."""
-    return nn.Conv2d(replicates * channels_in, replicates * channels_out, (kernel, 1), (stride, 1), (kernel // 2, 0),
-                     groups=replicates, bias=False)
+    along = (kernel, 1), (stride, 1), (kernel // 2, 0)
+    channels = replicates * inputs, replicates * outputs
+    return nn.Conv2d(*channels, *along, groups=replicates, bias=False)
 
 
-def conv_image(channels_in: int, channels_out: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
+def conv_image(inputs: int, outputs: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
     """Convolution of images (batch, replicates * channels, height, width)."""
-    return nn.Conv2d(replicates * channels_in, replicates * channels_out, kernel, stride, kernel // 2,
-                     groups=replicates, bias=False)
+    channels = replicates * inputs, replicates * outputs
+    return nn.Conv2d(*channels, kernel, stride, kernel // 2, groups=replicates, bias=False)
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut, projected by a 1 x 1 convolution where the shape changes (ResNet, option B)."""
+    """Two convolutions and a shortcut, projected by a 1 x 1 convolution where the shape changes
+    (ResNet, option B)."""
 
-    def __init__(self, conv: Callable, norm: Callable, channels_in: int, channels_out: int, stride: int, replicates: int):
+    def __init__(
+        self,
+        conv: Callable,
+        norm: Callable,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        replicates: int,
+    ):
         super().__init__()
-        channels = replicates * channels_out
-        self.conv1, self.norm1 = conv(channels_in, channels_out, 3, stride, replicates), norm(channels)
-        self.conv2, self.norm2 = conv(channels_out, channels_out, 3, 1, replicates), norm(channels)
-        self.project = channels_in != channels_out
+        channels = replicates * outputs
+        self.conv1, self.norm1 = conv(inputs, outputs, 3, stride, replicates), norm(channels)
+        self.conv2, self.norm2 = conv(outputs, outputs, 3, 1, replicates), norm(channels)
+        self.project = inputs != outputs
         if self.project:
-            self.conv3, self.norm3 = conv(channels_in, channels_out, 1, stride, replicates), norm(channels)
+            self.conv3, self.norm3 = conv(inputs, outputs, 1, stride, replicates), norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(self.conv1(x)).relu_()
         y = self.norm2(self.conv2(y))
-        return y.add_(self.norm3(self.conv3(x)) if self.project else x).relu_()
+        shortcut = self.norm3(self.conv3(x)) if self.project else x
+        return y.add_(shortcut).relu_()
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` for each replicate: (replicates, batch, features) to (replicates, batch, channels)."""
+    """`nn.Linear` for each replicate: (replicates, batch, features) to (replicates, batch,
+    channels)."""
 
     def __init__(self, features: int, channels: int, replicates: int):
         super().__init__(features, replicates * channels)
@@ -103,29 +119,33 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.replicates == 1:  # spares the gradient a copy
             return F.linear(x.flatten(0, 1), self.weight, self.bias)[None]
-        weight, bias = self.weight.unflatten(0, (self.replicates, -1)), self.bias.unflatten(0, (self.replicates, 1, -1))
+        weight = self.weight.unflatten(0, (self.replicates, -1))
+        bias = self.bias.unflatten(0, (self.replicates, -1))
         if x.is_cuda:
-            return torch.baddbmm(bias, x, weight.mT)
-        return torch.stack([F.linear(*each) for each in zip(x, weight, bias.squeeze(1))])
+            return torch.baddbmm(bias[:, None], x, weight.mT)
+        return torch.stack([F.linear(*each) for each in zip(x, weight, bias)])
 
 
 class ResNet1d(nn.Module):
-    """Residual network for signals: a stem, three blocks of w, 2w, 4w channels, mean over positions, linear layer.
+    """Residual network for signals: a stem, three blocks of w, 2w, 4w channels, mean over
+    positions, linear layer.
 
-    Takes (batch, replicates, length), returns logits (replicates * batch, classes). Inside, the batch is the width of
-    one image (1, replicates * channels, length, batch): convolutions of height k and width 1 compute what `nn.Conv1d`
-    would, on rows of contiguous samples that keep a CPU busy where rows of 40 points do not.
-    """
+    Takes (batch, replicates, length), returns logits (replicates * batch, classes). Inside, the
+    batch is the width of one image (1, replicates * channels, length, batch): convolutions of
+    height k and width 1 compute what `nn.Conv1d` would, on rows of contiguous samples that keep a
+    CPU busy where rows of 40 points do not."""
 
-    native = True
+    native = True  # see `kernels`
 
-    def __init__(self, width: int, stem_kernel: int, stem_stride: int, classes: int, replicates: int):
+    def __init__(self, e: Experiment, replicates: int, stem_kernel: int, stem_stride: int):
         super().__init__()
-        self.stem = conv_signal(1, width, stem_kernel, stem_stride, replicates)
-        self.norm = SignalNorm(replicates * width)
-        self.blocks = nn.Sequential(*(Block(conv_signal, SignalNorm, *shape, replicates) for shape in (
-            (width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))))
-        self.linear = Linear(4 * width, classes, replicates)
+        w = e.width
+        self.stem = conv_signal(1, w, stem_kernel, stem_stride, replicates)
+        self.norm = SignalNorm(replicates * w)
+        shapes = (w, w, 1), (w, 2 * w, 2), (2 * w, 4 * w, 2)
+        blocks = (Block(conv_signal, SignalNorm, *shape, replicates) for shape in shapes)
+        self.blocks = nn.Sequential(*blocks)
+        self.linear = Linear(4 * w, e.classes, replicates)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(1, 2, 0)[None]
@@ -137,17 +157,16 @@ class ResNet1d(nn.Module):
 class LeNet(nn.Module):
     """LeNet-300-100 (LeCun et al. 1998): two hidden layers of w and w / 3 units, fully connected.
 
-    Takes (batch, replicates * channels, size, size), returns logits (replicates * batch, classes). As in OpenLTH, the
-    output layer is not pruned.
-    """
+    Takes (batch, replicates * channels, size, size), returns logits (replicates * batch, classes).
+    As in OpenLTH, the output layer is not pruned."""
 
     never_pruned = ("output.weight",)
 
-    def __init__(self, width: int, inputs: int, classes: int, replicates: int):
+    def __init__(self, e: Experiment, replicates: int):
         super().__init__()
-        self.hidden1 = Linear(inputs, width, replicates)
-        self.hidden2 = Linear(width, width // 3, replicates)
-        self.output = Linear(width // 3, classes, replicates)
+        self.hidden1 = Linear(e.channels * e.image_size**2, e.width, replicates)
+        self.hidden2 = Linear(e.width, e.width // 3, replicates)
+        self.output = Linear(e.width // 3, e.classes, replicates)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1).unflatten(1, (self.output.replicates, -1)).transpose(0, 1)
@@ -156,90 +175,74 @@ class LeNet(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual network for small images (He et al. 2016, section 4.2): a stem, stages of blocks, mean over positions,
-    linear layer. The first block of every stage but the first halves the image.
+    """Residual network for small images (He et al. 2016, section 4.2): a stem, stages of w, 2w, ...
+    channels with so many blocks each, mean over positions, linear layer. Every stage but the first
+    halves the image.
 
     Takes (batch, replicates * channels, size, size), returns logits (replicates * batch, classes).
     """
 
-    def __init__(self, widths: Sequence[int], blocks: int, channels: int, classes: int, replicates: int):
+    def __init__(self, e: Experiment, replicates: int, stages: int, blocks: int):
         super().__init__()
-        self.stem = conv_image(channels, widths[0], 3, 1, replicates)
-        self.norm = ImageNorm(replicates * widths[0])
-        shapes, before = [], widths[0]
-        for stage, width in enumerate(widths):
+        self.stem = conv_image(e.channels, e.width, 3, 1, replicates)
+        self.norm = ImageNorm(replicates * e.width)
+        built, before = [], e.width
+        for stage in range(stages):
+            width = e.width * 2**stage
             for block in range(blocks):
-                shapes.append((before, width, 2 if stage and not block else 1))
+                stride = 2 if stage > 0 and block == 0 else 1
+                built.append(Block(conv_image, ImageNorm, before, width, stride, replicates))
                 before = width
-        self.blocks = nn.Sequential(*(Block(conv_image, ImageNorm, *shape, replicates) for shape in shapes))
-        self.linear = Linear(widths[-1], classes, replicates)
+        self.blocks = nn.Sequential(*built)
+        self.linear = Linear(before, e.classes, replicates)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x)).relu_()
-        x = self.blocks(x).mean((2, 3)).unflatten(1, (self.linear.replicates, -1)).transpose(0, 1)
+        x = self.blocks(x).mean((2, 3))
+        x = x.unflatten(1, (self.linear.replicates, -1)).transpose(0, 1)
         return self.linear(x).flatten(0, 1)
+
+
+def ResNet50(e: Experiment, replicates: int) -> nn.Module:
+    """torchvision's, which has no channel groups for replicates."""
+    from torchvision.models import resnet50
+
+    if replicates > 1:
+        raise UnmaskError("network='resnet50': is trained one at a time")
+    return resnet50(num_classes=e.classes, norm_layer=ImageNorm)
 
 
 def build(experiment: Experiment, replicates: int = 1) -> nn.Module:
     """The experiment's network, with weights still to be loaded.
-
-    Raises:
-        UnmaskError: several replicates of a network that has no channel groups to spare (ResNet-50).
-    """
-    e = experiment
-    match e.network:
-        case "resnet1d":
-            return ResNet1d(e.width, 3, 1, e.classes, replicates)
-        case "resnet1d-strided":
-            return ResNet1d(e.width, 5, 2, e.classes, replicates)
-        case "lenet-300-100":
-            return LeNet(e.width, e.channels * e.image_size ** 2, e.classes, replicates)
-        case "resnet20":
-            return ResNet([e.width, 2 * e.width, 4 * e.width], 3, e.channels, e.classes, replicates)
-        case "resnet18":
-            return ResNet([e.width, 2 * e.width, 4 * e.width, 8 * e.width], 2, e.channels, e.classes, replicates)
-        case "resnet50":
-            if replicates > 1:
-                raise UnmaskError("network='resnet50': is trained one at a time")
-            from torchvision.models import resnet50
-
-            return resnet50(num_classes=e.classes, norm_layer=ImageNorm)
-
-
-@contextlib.contextmanager
-def _quietly(flags):
-    """Some builds warn about TF32 whenever oneDNN's flags are touched."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        flags.__enter__()
-    try:
-        yield
-    finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            flags.__exit__(None, None, None)
+    Raises UnmaskError: several replicates of a network that has no channel groups to spare
+    (ResNet-50)."""
+    network = NETWORKS[experiment.network]
+    return globals()[network.family](experiment, replicates, **network.arguments)
 
 
 @contextlib.contextmanager
 def kernels(network: nn.Module, precision: str = "float32"):
     """The kernels to compute with, inside.
 
-    On a GPU: cuDNN's deterministic ones, and no lower precision than asked for. On a CPU: for signals torch's own
-    convolution, which for networks this small is faster than oneDNN's.
-    """
+    On a GPU: cuDNN's deterministic ones, and no lower precision than asked for. On a CPU: for
+    signals torch's own convolution, which for networks this small is faster than oneDNN's."""
     with contextlib.ExitStack() as stack:
+        # some builds warn about TF32 whenever oneDNN's flags are touched
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", ".*TF32")
         if getattr(network, "native", False):
-            stack.enter_context(_quietly(torch.backends.mkldnn.flags(enabled=False)))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         if torch.cuda.is_available():
             tf32, matmul = precision == "tf32", torch.backends.cuda.matmul
             stack.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
             matmul.allow_tf32 = tf32
-            stack.enter_context(torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32))
+            cudnn = dict(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
+            stack.enter_context(torch.backends.cudnn.flags(**cudnn))
         if precision == "bf16":
             device = next(network.parameters()).device
             # no cache: it would keep weights as they were when they were first cast
-            stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
+            cast = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+            stack.enter_context(cast)
         yield
 
 
@@ -257,9 +260,8 @@ def unstack(state: State, replicates: int) -> list[State]:
 def initial_state(experiment: Experiment, generator: torch.Generator) -> State:
     """A network's state at initialisation, drawn from `generator`.
 
-    Kaiming-normal weights, batch-norm scale uniform in [0, 1], shifts and biases zero (as OpenLTH and the authors'
-    closest public configuration do).
-    """
+    Kaiming-normal weights, batch-norm scale uniform in [0, 1], shifts and biases zero (as OpenLTH
+    and the authors' closest public configuration do)."""
     network = build(experiment)
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -273,8 +275,11 @@ def initial_state(experiment: Experiment, generator: torch.Generator) -> State:
 
 def state_of(network: nn.Module) -> State:
     """A copy of the parameters and batch-norm statistics, by name, on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()
-            if not name.endswith("num_batches_tracked")}
+    return {
+        name: tensor.detach().to("cpu", copy=True)
+        for name, tensor in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 def load_state(network: nn.Module, state: State) -> None:

@@ -1,7 +1,7 @@
 """Doing independent tasks in several processes, with progress a person can read.
 
-One interface for one machine or a cluster: joblib. Processes share nothing but the store, so any of its backends will
-do; progress is read off the store as well.
+One interface for one machine or a cluster: joblib. Processes share nothing but the store, so any of
+its backends will do; progress is read off the store as well.
 """
 
 from __future__ import annotations
@@ -13,36 +13,52 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import processes
 from .errors import UnmaskError
 from .experiments import Experiment
 from .store import Store
 
+if TYPE_CHECKING:
+    from .lab import Lab
 
-# For workers on glibc, which reads this when a process starts: memory in large pages, kept between steps instead of being
-# given back to the system and asked for again page by page. Spares 5 % of a training's time, and 10 % of an
-# evaluation's or a Hessian's (`miniature`, one core of a Xeon). What is kept stays below what joblib takes for a leak.
-MALLOC = ("glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=200000000:"
-          "glibc.malloc.top_pad=33554432")
+# For workers on glibc, which reads this when a process starts: memory in large pages, kept between
+# steps instead of being given back to the system and asked for again page by page. Spares 5 % of a
+# training's time, and 10 % of an evaluation's or a Hessian's (`miniature`, one core of a Xeon).
+# What is kept stays below what joblib takes for a leak.
+MALLOC = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:"
+    "glibc.malloc.trim_threshold=200000000:glibc.malloc.top_pad=33554432"
+)
+
+
+class Output(NamedTuple):
+    """Its name in the store, what to call it in the progress line, and what it costs, in samples
+    that are sent through a network."""
+
+    name: str
+    label: str
+    work: float
 
 
 class Task(NamedTuple):
-    """A call `function(runs, *args)` that puts `outputs` into the store, in this order."""
+    """A call `function(lab, *args)` that puts `outputs` into the store, in this order."""
 
-    function: str  # "module:function", so that a task is small to send and the worker imports what it needs
+    function: Callable
     args: tuple
-    outputs: tuple[tuple[str, str], ...]  # name in the store, what to call it in the progress line
+    outputs: tuple[Output, ...]
+
+    @property
+    def work(self) -> float:
+        return sum(output.work for output in self.outputs)
 
 
 def check_jobs(jobs: int | None, device: str = "cpu") -> int:
-    """`jobs`; by default as many as this process may use cores, or one where they would share a GPU ("cuda").
-
-    Raises:
-        UnmaskError: it is not a whole number of 1 or more.
-    """
+    """`jobs`; by default as many as this process may use cores, or one where they would share a
+    GPU.
+    Raises UnmaskError: it is not a whole number of 1 or more."""
     import joblib
 
     if jobs is None:
@@ -52,68 +68,71 @@ def check_jobs(jobs: int | None, device: str = "cpu") -> int:
     return jobs
 
 
-def run(waves: Sequence[Sequence[Task]], experiment: Experiment, store: Store, jobs: int) -> None:
-    """Do all tasks whose outputs are not all in the store, wave after wave, `jobs` at a time, one thread each.
+def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
+    """Do all tasks, wave after wave, `jobs` at a time, one thread each.
 
     Processes that torchrun started do them one by one instead, each together.
-
-    Raises:
-        UnmaskError: what a task raised; or a worker was killed.
-    """
+    Raises UnmaskError: what a task raised; or a worker was killed."""
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    waves = [[task for task in wave if not all(name in store for name, _ in task.outputs)] for wave in waves]
-    if not any(waves):
-        return
     if processes.count() > 1:
-        tasks = [task for wave in waves for task in wave]
-        with Progress(tasks, store, 1) if processes.rank() == 0 else contextlib.nullcontext():
-            for task in tasks:
-                _do(task, experiment, str(store.root))
+        shown = Progress(waves, lab.store, 1) if processes.rank() == 0 else contextlib.nullcontext()
+        with shown:
+            for wave in waves:
+                for task in wave:
+                    _call(lab, task)
         return
     os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
     # After a large Hessian joblib replaces a worker, which is as it should be.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
-    with Progress([task for wave in waves for task in wave], store, jobs):
-        for wave in filter(None, waves):
+    with Progress(waves, lab.store, jobs):
+        for wave in waves:
+            pool = joblib.Parallel(n_jobs=min(jobs, len(wave)), batch_size=1, pre_dispatch=jobs)
+            root = str(lab.store.root)
             try:
-                joblib.Parallel(n_jobs=min(jobs, len(wave)), batch_size=1, pre_dispatch=jobs)(
-                    joblib.delayed(_do)(task, experiment, str(store.root)) for task in wave)
+                pool(joblib.delayed(_do)(task, lab.experiment, root) for task in wave)
             except TerminatedWorkerError as error:
-                raise UnmaskError("a worker process was killed, perhaps for want of memory; what was finished is in "
-                                  "the store, and a smaller number of jobs needs less") from error
+                raise UnmaskError(
+                    "a worker process was killed, perhaps for want of memory; what was finished is "
+                    "in the store, and a smaller number of jobs needs less"
+                ) from error
 
 
 def _do(task: Task, experiment: Experiment, root: str) -> None:
-    import importlib
+    _call(_lab(experiment, root), task)
 
+
+def _call(lab: Lab, task: Task) -> None:
     from .train import single_thread
 
-    module, function = task.function.split(":")
     with single_thread():
-        getattr(importlib.import_module(f"unmask.{module}"), function)(_runs(experiment, root), *task.args)
+        task.function(lab, *task.args)
 
 
 @functools.lru_cache(maxsize=1)
-def _runs(experiment: Experiment, root: str):
+def _lab(experiment: Experiment, root: str) -> Lab:
     """Kept between the tasks of a worker, so that it reads the data set once."""
-    from .chains import Runs
+    from .lab import Lab
 
-    return Runs(experiment, Store(root))
+    return Lab(experiment, Store(root))
 
 
 class Progress:
-    """Shows how many trainings and measurements are done, which are at work, how many remain, and the time left.
+    """Shows how many trainings and measurements are done, which are at work, how many remain, and
+    the time left.
 
-    A bar on a terminal; in a log file, a plain line every `interval` seconds.
-    """
+    A bar on a terminal; in a log file, a plain line every `interval` seconds."""
 
-    def __init__(self, tasks: Sequence[Task], store: Store, jobs: int, interval: float = 15):
+    def __init__(
+        self, waves: Sequence[Sequence[Task]], store: Store, jobs: int, interval: float = 15
+    ):
         self.store, self.jobs, self.interval = store, jobs, interval
-        self.waiting = [[output for output in task.outputs if output[0] not in store] for task in tasks]
-        self.total = sum(map(len, self.waiting))
-        self.began = time.monotonic()
+        self.waves = [[list(task.outputs) for task in wave] for wave in waves]
+        self.total = sum(len(outputs) for wave in self.waves for outputs in wave)
+        self.all_work = sum(task.work for wave in waves for task in wave)
+        self.done_work, self.busy_seconds, self.since = 0.0, 0.0, 0.0
+        self.began = self.seen = time.monotonic()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -128,40 +147,74 @@ class Progress:
     def _watch(self):
         from tqdm import tqdm
 
+        bar = None
         if sys.stderr.isatty():
-            with tqdm(total=self.total, desc="unmask", smoothing=0, dynamic_ncols=True) as bar:
-                while True:
-                    done = self.ended.wait(0.5)
-                    bar.update(self.total - self._remaining() - bar.n)
-                    bar.set_postfix_str(self._now(), refresh=True)
-                    if done:
-                        return
-        last = 0.0
-        while True:
-            done = self.ended.wait(0.5)
-            now = time.monotonic() - self.began
-            if done or now - last >= self.interval:
+            shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+            bar = tqdm(total=self.total, desc="unmask", dynamic_ncols=True, bar_format=shape)
+        last, ended = self.began, False
+        while not ended:
+            ended = self.ended.wait(0.5)
+            remaining, now = self.look(), time.monotonic()
+            if bar:
+                bar.n = self.total - remaining
+                bar.set_postfix_str(f"{self._left()}; {self._now()}")
+            elif ended or now - last >= self.interval:
                 last = now
-                self._print_line(now)
-            if done:
-                return
+                print(self._line(remaining, now - self.began), file=sys.stderr, flush=True)
+        if bar:
+            bar.close()
 
-    def _print_line(self, seconds: float) -> None:
+    def _line(self, remaining: int, seconds: float) -> str:
         from tqdm import tqdm
 
-        remaining = self._remaining()
-        finished = self.total - remaining
-        line = f"unmask: {finished} of {self.total} done in {tqdm.format_interval(seconds)}"
+        passed = tqdm.format_interval(seconds)
+        line = f"unmask: {self.total - remaining} of {self.total} done in {passed}"
         if remaining:
-            left = tqdm.format_interval(seconds / finished * remaining) if finished else "?"
-            line += f", {remaining} remain, about {left} left; now {self._now()}"
-        print(line, file=sys.stderr, flush=True)
+            line += f", {remaining} remain, {self._left()}; now {self._now()}"
+        return line
 
-    def _remaining(self) -> int:
-        self.waiting = [[output for output in outputs if output[0] not in self.store] for outputs in self.waiting]
-        return sum(map(len, self.waiting))
+    def look(self, seconds: float | None = None) -> int:
+        """See what is in the store by now; how many outputs remain.
+
+        `seconds`: since the last look, if not by the clock."""
+        now = time.monotonic()
+        passed, self.seen = now - self.seen if seconds is None else seconds, now
+        self.busy_seconds += passed * min(self.jobs, self._tasks_left())
+        before, remaining = self.done_work, 0
+        for wave in self.waves:
+            for outputs in wave:
+                while outputs and outputs[0].name in self.store:
+                    self.done_work += outputs.pop(0).work
+                remaining += len(outputs)
+        self.since = 0 if self.done_work > before else self.since + passed
+        return remaining
+
+    def _tasks_left(self) -> int:
+        """In the wave that is at work."""
+        left = ([outputs for outputs in wave if outputs] for wave in self.waves)
+        return len(next((tasks for tasks in left if tasks), []))
+
+    def seconds_left(self) -> float | None:
+        """By the work that is left, at the rate that this run has shown until now.
+
+        A wave lasts at least as long as its longest task, and its end is waited for."""
+        if self.done_work < 0.02 * self.all_work or not self.busy_seconds:
+            return None  # start-up would count for too much
+        rate, left = self.done_work / self.busy_seconds, 0.0
+        for wave in self.waves:
+            tasks = [sum(output.work for output in outputs) for outputs in wave]
+            left += max(sum(tasks) / self.jobs, max(tasks)) / rate
+        return max(0.0, left - self.since)  # what is under way is partly done
+
+    def _left(self) -> str:
+        from tqdm import tqdm
+
+        seconds = self.seconds_left()
+        return f"about {'?' if seconds is None else tqdm.format_interval(seconds)} left"
 
     def _now(self) -> str:
-        # Tasks start in order and write their outputs in order: the first unfinished ones are those at work.
-        at_work = [outputs[0][1] for outputs in self.waiting if outputs]
-        return "; ".join(at_work[:self.jobs])
+        # Tasks start in order and write their outputs in order: the first unfinished ones are those
+        # at work.
+        tasks = next((wave for wave in self.waves if any(wave)), [])
+        at_work = [outputs[0].label for outputs in tasks if outputs]
+        return "; ".join(at_work[: self.jobs])

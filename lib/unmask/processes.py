@@ -1,13 +1,14 @@
-"""Several processes that train one network together, started by torchrun: one for each GPU, or on a CPU.
+"""Several processes that train one network together, started by torchrun: one for each GPU, or on a
+CPU.
 
-Each computes its share of every batch, and all hold the same weights at all times. Without torchrun there is one
-process, and nothing here does anything. torch is imported only where there are several.
+Each computes its share of every batch, and all hold the same weights at all times. Without torchrun
+there is one process, and nothing here does anything. torch is imported only where there are
+several.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 
 from .errors import UnmaskError
@@ -16,24 +17,25 @@ _joined = None  # torch.distributed, once this process has joined
 
 
 def join() -> None:
-    """Join the processes that torchrun started; on a machine with GPUs each takes the one of its local rank.
-
-    Raises:
-        UnmaskError: there are more processes than GPUs.
-    """
+    """Join the processes that torchrun started; with GPUs each takes the one of its local rank.
+    Raises UnmaskError: there are more processes than GPUs."""
     global _joined
     if _joined or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         return
     import torch
-    import torch.distributed
+    import torch.distributed.nn.functional
 
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if gpus and local >= gpus:
-        raise UnmaskError(f"process {local} of this machine has no GPU of its own: there are {gpus}")
+        raise UnmaskError(
+            f"process {local} of this machine has no GPU of its own: there are {gpus}"
+        )
     if gpus:
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo",
-                                         device_id=torch.device("cuda", local) if gpus else None)
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpus else "gloo",
+        device_id=torch.device("cuda", local) if gpus else None,
+    )
     _joined = torch.distributed
 
 
@@ -62,7 +64,7 @@ def wait() -> None:
 
 
 @contextlib.contextmanager
-def apart():
+def alone():
     """Within, this process works for itself: there is one."""
     global _joined
     joined, _joined = _joined, None
@@ -72,47 +74,26 @@ def apart():
         _joined = joined
 
 
-def first(function):
-    """What `function` returns in the first process; the others wait for it, and get None.
-
-    Raises:
-        UnmaskError: in all processes, if `function` does in the first.
-    """
-    if not _joined:
-        return function()
-    failure, result = [None], None
-    if rank() == 0:
-        try:
-            result = function()
-        except UnmaskError as error:
-            failure = [str(error)]
-    _joined.broadcast_object_list(failure)
-    if failure[0] is not None:
-        raise UnmaskError(failure[0])
-    return result
+@contextlib.contextmanager
+def first_alone():
+    """The first process goes through the block while the others wait; then they, finding what it
+    left.
+    Raises UnmaskError: in all processes, if the block does in the first."""
+    failure = [None]
+    if _joined and rank() > 0:
+        _joined.broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise UnmaskError(failure[0])
+    try:
+        yield
+    except UnmaskError as error:
+        failure = [str(error)]
+        raise
+    finally:
+        if _joined and rank() == 0:
+            _joined.broadcast_object_list(failure)
 
 
 def mean(values):
     """The mean of a tensor over processes; gradients pass through it."""
-    return _average()(values) if _joined else values
-
-
-@functools.cache
-def _average():
-    import torch
-
-    def average(values):
-        total = values.clone()
-        _joined.all_reduce(total)
-        return total / count()
-
-    class Average(torch.autograd.Function):
-        @staticmethod
-        def forward(_, values):
-            return average(values)
-
-        @staticmethod
-        def backward(_, gradient):
-            return average(gradient)
-
-    return Average.apply
+    return _joined.nn.functional.all_reduce(values) / count() if _joined else values

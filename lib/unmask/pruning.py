@@ -1,11 +1,13 @@
 """Masks: which prunable weights survive.
 
-A mask is a dict of boolean tensors under the names of the prunable weights, those of convolutions and linear layers;
-biases and batch-norm parameters are never pruned, nor what a network names in `never_pruned`. Every function returns a new mask and leaves its arguments alone.
+A mask is a dict of boolean tensors under the names of the prunable weights, those of convolutions
+and linear layers; biases and batch-norm parameters are never pruned, nor what a network names in
+`never_pruned`. Every function returns a new mask and leaves its arguments alone.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,16 +17,13 @@ from .networks import State
 Mask = dict[str, Tensor]
 
 
-def prunable(network: nn.Module) -> list[str]:
-    """Names of the weights of convolutions and linear layers, in the network's order."""
-    names = [f"{name}.weight" for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    return [name for name in names if name not in getattr(network, "never_pruned", ())]
-
-
 def dense_mask(network: nn.Module) -> Mask:
-    """The mask that keeps every prunable weight."""
-    shapes = dict(network.named_parameters())
-    return {name: torch.ones(shapes[name].shape, dtype=torch.bool) for name in prunable(network)}
+    """The mask that keeps every prunable weight, in the network's order."""
+    mask, never = {}, getattr(network, "never_pruned", ())
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and f"{name}.weight" not in never:
+            mask[f"{name}.weight"] = torch.ones(module.weight.shape, dtype=torch.bool)
+    return mask
 
 
 def survivors(mask: Mask) -> int:
@@ -33,37 +32,72 @@ def survivors(mask: Mask) -> int:
 
 
 def survivors_at(total: int, fraction: float, level: int) -> int:
-    """How many of `total` weights are left at `level`, when each level removes `round(fraction * survivors)`.
-
-    Raises:
-        UnmaskError: a level on the way would leave no weight, or remove none.
-    """
+    """How many of `total` weights are left at `level`, when each level removes
+    `round(fraction * survivors)`.
+    Raises UnmaskError: a level on the way would leave no weight, or remove none."""
     left = total
     for reached in range(1, level + 1):
         removed = round(fraction * left)
         if not 0 < removed < left:
             outcome = "remove no weight" if removed == 0 else "leave no weight"
-            raise UnmaskError(f"prune_fraction={fraction}, levels={level}: pruning {left} weights at level {reached} "
-                              f"would {outcome}; take a smaller number of levels or another fraction")
+            raise UnmaskError(
+                f"prune_fraction={fraction}, levels={level}: pruning {left} weights at level "
+                f"{reached} would {outcome}; take a smaller number of levels or another fraction"
+            )
         left -= removed
     return left
 
 
 def apply(mask: Mask, state: State) -> State:
-    """The state's projection onto the mask's axial subspace: pruned weights are zero, all else is as it was."""
-    return {name: tensor * mask[name] if name in mask else tensor.clone() for name, tensor in state.items()}
+    """The state's projection onto the mask's axial subspace: pruned weights are zero, all else
+    is as it was."""
+    return {
+        name: tensor * mask[name] if name in mask else tensor.clone()
+        for name, tensor in state.items()
+    }
+
+
+def surviving(tensors: State | Mask, mask: Mask) -> np.ndarray:
+    """The entries of a state, or of another mask, where `mask` keeps a weight: (D,), layer by
+    layer, float64 or bool."""
+    picked = torch.cat([tensors[name].cpu()[kept.cpu()] for name, kept in mask.items()]).numpy()
+    return picked if picked.dtype == bool else picked.astype(np.float64)
 
 
 def prune_magnitude(state: State, mask: Mask, keep: int) -> Mask:
-    """Keep the `keep` survivors of largest magnitude, over all layers together (Frankle & Carbin 2019).
-
-    Of equal magnitudes the one that comes first in the network's order goes first.
-
-    Raises:
-        UnmaskError: `keep` is not between 1 and the number of survivors.
-    """
+    """Keep the `keep` survivors of largest magnitude, over all layers together (Frankle & Carbin
+    2019). Of equal magnitudes the one that comes first in the network's order goes first.
+    Raises UnmaskError: `keep` is not between 1 and the number of survivors."""
     scores = torch.cat([state[name].abs().flatten() for name in mask])
     return _prune_lowest(scores, mask, keep)
+
+
+def prune_random(mask: Mask, keep: int, generator: torch.Generator) -> Mask:
+    """Keep `keep` survivors chosen at random over all layers together.
+
+    The same generator seed gives every weight the same rank, so masks of falling `keep` are nested.
+    """
+    count = sum(kept.numel() for kept in mask.values())
+    return _prune_lowest(torch.rand(count, generator=generator), mask, keep)
+
+
+def shuffle_layerwise(mask: Mask, generator: torch.Generator) -> Mask:
+    """Permute each layer's mask: the density of every layer is kept, which weights survive is not.
+
+    The same generator seed gives the same permutations, so shuffles of nested masks are nested."""
+    shuffled = {}
+    for name, kept in mask.items():
+        order = torch.randperm(kept.numel(), generator=generator)
+        shuffled[name] = kept.flatten()[order].view_as(kept)
+    return shuffled
+
+
+def without(mask: Mask, removed: Tensor | np.ndarray) -> Mask:
+    """The mask without some of its survivors, given by their numbers as in `surviving`."""
+    kept = torch.cat([kept.flatten() for kept in mask.values()])
+    kept[kept.nonzero().squeeze(1)[torch.as_tensor(removed)]] = False
+    parts = kept.split([part.numel() for part in mask.values()])
+    return {name: part.view_as(mask[name]) for name, part in zip(mask, parts)}
 
 
 def threshold(state: State, mask: Mask) -> float:
@@ -73,32 +107,8 @@ def threshold(state: State, mask: Mask) -> float:
 
 def share_below(state: State, mask: Mask, limit: float) -> float:
     """Share of the mask's survivors whose magnitude in `state` is below `limit`."""
-    return sum(int((state[name][kept].abs() < limit).sum()) for name, kept in mask.items()) / survivors(mask)
-
-
-def prune_random(mask: Mask, keep: int, generator: torch.Generator) -> Mask:
-    """Keep `keep` survivors chosen at random over all layers together.
-
-    The same generator seed gives every weight the same rank, so masks of falling `keep` are nested.
-    """
-    return _prune_lowest(torch.rand(sum(kept.numel() for kept in mask.values()), generator=generator), mask, keep)
-
-
-def shuffle_layerwise(mask: Mask, generator: torch.Generator) -> Mask:
-    """Permute each layer's mask: the density of every layer is kept, which weights survive is forgotten.
-
-    The same generator seed gives the same permutations, so shuffles of nested masks are nested.
-    """
-    return {name: kept.flatten()[torch.randperm(kept.numel(), generator=generator)].view_as(kept)
-            for name, kept in mask.items()}
-
-
-def without(mask: Mask, removed: Tensor) -> Mask:
-    """The mask without some of its survivors, given by their numbers in the network's order."""
-    kept = torch.cat([kept.flatten() for kept in mask.values()])
-    kept[kept.nonzero().squeeze(1)[removed]] = False
-    parts = kept.split([part.numel() for part in mask.values()])
-    return {name: part.view_as(mask[name]) for name, part in zip(mask, parts)}
+    below = sum(int((state[name][kept].abs() < limit).sum()) for name, kept in mask.items())
+    return below / survivors(mask)
 
 
 def _prune_lowest(scores: Tensor, mask: Mask, keep: int) -> Mask:
@@ -106,4 +116,5 @@ def _prune_lowest(scores: Tensor, mask: Mask, keep: int) -> Mask:
     if not 0 < keep <= count:
         raise UnmaskError(f"keep={keep}: must be between 1 and the {count} surviving weights")
     alive = torch.cat([kept.flatten() for kept in mask.values()])
-    return without(mask, scores[alive].argsort(stable=True)[:count - keep])
+    lowest = scores[alive].argsort(stable=True)[: count - keep]
+    return without(mask, lowest)

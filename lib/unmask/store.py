@@ -1,9 +1,10 @@
 """The store: everything computed, once, on disk.
 
-An entry is a data file (`.safetensors` for tensors, `.csv` for tables) and, written after it, a `.json` beside it with
-the data's SHA-256 and provenance. Both are written to a temporary name and renamed, so an entry is either whole or
-absent and several processes may share one folder. Reading checks the checksum; a damaged entry is reported and counts
-as absent, so it is computed again. Nothing is ever unpickled.
+An entry is a data file (`.safetensors` for tensors, `.csv` for tables) and, written after it, a
+`.json` beside it with the data's SHA-256 and provenance. Both are written to a temporary name and
+renamed, so an entry is either whole or absent and several processes may share one folder. Reading
+checks the checksum; a damaged entry is reported and counts as absent, so it is computed again.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,17 +20,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import processes
 from .errors import UnmaskError
+
+if TYPE_CHECKING:
+    import pandas
 
 TENSORS, TABLE = ".safetensors", ".csv"
 
 
 def default_root() -> Path:
-    """`$UNMASK_STORE`; else `store/` of the checkout this library runs from; else the user's cache folder."""
+    """`$UNMASK_STORE`; else `store/` of the checkout this runs from; else the user's cache
+    folder."""
     if os.environ.get("UNMASK_STORE"):
         return Path(os.environ["UNMASK_STORE"])
     checkout = Path(__file__).resolve().parents[2]
@@ -39,11 +45,8 @@ def default_root() -> Path:
 
 
 class Store:
-    """Entries by name; a name is a relative path such as `RECIPE/seed0/rewind0050/imp/level03.safetensors`.
-
-    Raises:
-        UnmaskError: the folder cannot be made or written, or the disk is full.
-    """
+    """Entries by name, a relative path such as `RECIPE/seed0/rewind0050/imp/level03.safetensors`.
+    Raises UnmaskError: the folder cannot be made or written, or the disk is full."""
 
     def __init__(self, root: Path | str | None = None):
         self.root = Path(root if root is not None else default_root()).expanduser().absolute()
@@ -57,55 +60,58 @@ class Store:
         return (self.root / (name + ".json")).exists()
 
     def tensors(self, name: str) -> dict | None:
-        """The stored dict of tensors called `name`, in order of their names, or None if it is not there whole."""
-        import safetensors.torch as st
+        """The stored dict of tensors, in order of their names, or None if it is not there whole."""
+        import safetensors.torch
 
         data = self._read_whole(name + TENSORS)
-        return None if data is None else dict(sorted(st.load(data).items()))  # they come in no order, sums need one
+        if data is None:
+            return None
+        return dict(sorted(safetensors.torch.load(data).items()))  # they come in any order
 
-    def put_tensors(self, name: str, tensors: dict, seconds: float = 0.0, wait: bool = True) -> None:
-        """Store a dict of tensors, and how long it took to compute. Processes that train together `wait` for it."""
-        import safetensors.torch as st
+    def put_tensors(self, name: str, tensors: dict, seconds: float = 0.0, wait: bool = True):
+        """Store a dict of tensors, and how long it took to compute. Processes that train together
+        `wait` for it."""
+        import safetensors.torch
 
-        self._put(name + TENSORS, st.save(tensors), seconds, wait)
+        self._put(name + TENSORS, safetensors.torch.save(tensors), seconds, wait)
 
     def finish(self) -> None:
-        """Remove the unfinished trainings that this process resumed or kept: what came of them is stored."""
+        """Remove the unfinished trainings that this process kept: what came of them is stored."""
         for name in self.unfinished:
             with self._writing(self.root / name):
                 for ending in (TENSORS + ".json", TENSORS):
                     (self.root / (name + ending)).unlink(missing_ok=True)
         self.unfinished.clear()
 
-    def table(self, name: str, compute: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:  # noqa: F821
-        """The stored table called `name`; computed and stored first if it is not there whole.
+    def table(self, name: str, compute: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:
+        """The stored table; computed and stored first if it is not there whole.
 
-        Numbers survive the round trip to the bit: they are written with as many digits as they need.
+        Numbers survive the round trip to the bit: they are written with as many digits as they
+        need.
         """
         data = self._read_whole(name + TABLE)
         if data is None:
             start = time.perf_counter()
-            data = compute().to_csv(index=False, lineterminator="\n").encode()
+            data = csv_of(compute())
             self._put(name + TABLE, data, time.perf_counter() - start)
         return reading_csv(io.BytesIO(data))  # what a later run will read, to the bit
 
     def names(self) -> Iterator[str]:
         """All entries, in order of their names."""
-        return iter(sorted(str(path.relative_to(self.root))[:-len(".json")] for path in self.root.rglob("*.json")))
+        paths = (path.relative_to(self.root) for path in self.root.rglob("*.json"))
+        return iter(sorted(str(path).removesuffix(".json") for path in paths))
 
     def provenance(self, name: str) -> dict:
-        """What the store knows of an entry: checksum, size, date, wall time, versions, host."""
+        """What is known of an entry: checksum, size, date, wall time, versions, host."""
         return json.loads((self.root / (name + ".json")).read_text())
 
     def damage(self, name: str) -> str | None:
         """What is wrong with an entry, or None if its bytes are those that were stored."""
         return self._read(name)[1]
 
-    def drop_damaged(self, names: Iterable[str]) -> None:
-        """Report damaged entries among `names` and remove them, so that they count as absent."""
-        for name in names:
-            if name in self:
-                self._read_whole(name)
+    def whole(self, name: str) -> bool:
+        """Is the entry there, and undamaged? A damaged one is reported and removed."""
+        return name in self and self._read_whole(name) is not None
 
     def _read_whole(self, name):
         if name not in self:
@@ -113,7 +119,8 @@ class Store:
         data, damage = self._read(name)
         if damage is None:
             return data
-        print(f"unmask: {self.root / name} is damaged ({damage}); computing it again", file=sys.stderr)
+        said = f"unmask: {self.root / name} is damaged ({damage}); computing it again"
+        print(said, file=sys.stderr)
         with self._writing(self.root / name):
             (self.root / (name + ".json")).unlink(missing_ok=True)
         return None
@@ -140,63 +147,74 @@ class Store:
         if wait:
             processes.wait()  # until all have seen that it is not there yet
         if processes.rank() == 0:
-            self._write(name, data, seconds)
+            record = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            record |= {"seconds": round(seconds, 3)} | _provenance()
+            path = self.root / name
+            with self._writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, data)
+                about = json.dumps(record, indent=1).encode()
+                write_atomically(path.with_name(path.name + ".json"), about)
         if wait:
             processes.wait()
-
-    def _write(self, name, data, seconds):
-        import torch
-
-        path = self.root / name
-        about = {
-            "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "seconds": round(seconds, 3),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "torch": torch.__version__,
-            "python": platform.python_version(), "processor": processor(), "commit": commit(),
-        }
-        if torch.cuda.is_initialized():
-            about["gpu"] = torch.cuda.get_device_name()
-        with self._writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
-            write_atomically(path.with_name(path.name + ".json"), json.dumps(about, indent=1).encode())
 
     @contextlib.contextmanager
     def _writing(self, path):
         try:
             yield
         except OSError as error:
-            raise UnmaskError(f"store={str(self.root)!r}: cannot write {path}: {error.strerror}") from error
+            said = f"store={str(self.root)!r}: cannot write {path}: {error.strerror}"
+            raise UnmaskError(said) from error
+
+
+def _provenance() -> dict[str, str]:
+    """When and where something is computed, and by what."""
+    import torch
+
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    about = {"date": now, "torch": torch.__version__, "python": platform.python_version()}
+    about |= {"processor": processor(), "commit": commit()}
+    if torch.cuda.is_initialized():
+        about["gpu"] = torch.cuda.get_device_name()
+    return about
 
 
 @functools.cache
 def processor() -> str:
-    """The processor's name, as the system gives it, and where it can be told its model: many kinds share a name."""
+    """The processor's name, and where it can be told its model: many kinds share a name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    parts = (line.partition(":") for line in lines)
+    about = {key.strip(): value.strip() for key, _, value in parts}
     name = about.get("model name") or platform.processor() or platform.machine()
-    numbers = [f"{key.removeprefix('cpu ')} {about[key]}" for key in ("cpu family", "model", "stepping") if key in about]
-    return f"{name} ({', '.join(numbers)})" if numbers else name
+    keys = [key for key in ("cpu family", "model", "stepping") if key in about]
+    numbers = ", ".join(f"{key.removeprefix('cpu ')} {about[key]}" for key in keys)
+    return f"{name} ({numbers})" if numbers else name
 
 
 @functools.cache
 def commit() -> str:
-    """The commit of the checkout this library runs from, marked if something in it was changed since."""
+    """The commit of the checkout this runs from, marked if something in it was changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-                                cwd=Path(__file__).parent, capture_output=True, text=True)
-        return result.stdout.strip() or "unknown"
+        here = Path(__file__).parent
+        result = subprocess.run(command, cwd=here, capture_output=True, text=True)
     except OSError:  # no git here
         return "unknown"
+    return result.stdout.strip() or "unknown"
 
 
-def reading_csv(source) -> pandas.DataFrame:  # noqa: F821
+def csv_of(table: pandas.DataFrame) -> bytes:
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def reading_csv(source) -> pandas.DataFrame:
     """A table whose numbers are, to the bit, those that were written."""
     import pandas as pd
 
-    exact = {} if pd.__version__ >= "3" else {"float_precision": "round_trip"}  # the default from 3 on
+    exact = {} if pd.__version__ >= "3" else {"float_precision": "round_trip"}  # 3's default
     return pd.read_csv(source, **exact)
 
 
@@ -212,7 +230,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's are for their owner alone, and a store may be shared
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's are its owner's alone; stores are shared
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -17,39 +17,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import data, networks, processes, pruning
 from .errors import UnmaskError
-from .experiments import Experiment
+from .experiments import NETWORKS, Experiment
 from .networks import State
 from .store import Store
-
-
-def together(experiment: Experiment, device: torch.device) -> int:
-    """How many replicates to train side by side.
-
-    Several where each gets to the bit what it would get alone, so that results do not depend on who was with it: of
-    networks for signals, on a CPU. More than six gain nothing there.
-    """
-    return 6 if experiment.network.startswith("resnet1d") and device.type == "cpu" else 1
-
-
-def generator(*names) -> torch.Generator:
-    """A random generator of its own for every purpose, seeded from the names: experiment seed, purpose, level, ..."""
-    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def learning_rate(experiment: Experiment, step: int) -> float:
-    """The step schedule: `lr`, multiplied by `lr_decay` at each milestone passed; before, linear warm-up."""
-    passed = sum(step >= round(share * experiment.steps, 6) for share in experiment.milestones)
-    warmup = experiment.warmup * experiment.steps
-    return experiment.lr * experiment.lr_decay ** passed * min(1.0, (step + 1) / warmup if warmup else 1.0)
 
 
 class Start(NamedTuple):
     """Where a training starts from.
 
-    `state`: the network's state. `mask`: boolean tensors under the names of the prunable weights. `order`: names that
-    seed the data order; see `batches`. `threshold`: of the cut that made the mask from a solution, if there was one.
-    """
+    `state`: the network's state. `mask`: boolean tensors under the names of the prunable weights.
+    `order`: names that seed the data order; see `batches`. `threshold`: of the cut that made the
+    mask from a solution, if there was one."""
 
     state: State
     mask: pruning.Mask
@@ -57,91 +35,76 @@ class Start(NamedTuple):
     threshold: float = 0.0
 
 
-def batches(experiment: Experiment, split: data.Split | data.Stream, orders: Sequence[tuple], start: int, stop: int,
-            ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of steps `start` to `stop` for replicates that each have a data order of their own.
+class Trained(NamedTuple):
+    """What a training leaves, by step: states, and numbers that were observed on the way."""
 
-    Each epoch is one permutation of the samples, a pure function of (order, epoch), and so is how each sample is
-    augmented; the incomplete last batch is dropped. A run that starts late sees what a run from step 0 would see from
-    there on. Of several processes each reads its share of every batch.
-
-    Yields:
-        Inputs (batch, replicates * channels, ...) and labels (replicates * batch).
-    """
-    return split.read(_epochs(experiment, len(split.y), orders, start, stop))
+    states: dict[int, State]
+    observed: dict[int, float]
 
 
-def _epochs(experiment: Experiment, samples: int, orders: Sequence[tuple], start: int, stop: int,
-            ) -> Iterator[data.Batch]:
-    size, share = experiment.batch_size, experiment.batch_size // processes.count()
-    for step in range(start, stop):
-        epoch, batch = divmod(step, samples // size)
-        if batch == 0 or step == start:
-            shuffled = torch.stack([torch.randperm(samples, generator=generator(*order, epoch)) for order in orders])
-            draws = torch.zeros_like(shuffled) if experiment.augmentation == "none" else torch.stack([
-                torch.randint(2**62, (samples,), generator=generator(*order, epoch, "augmentation")) for order in orders])
-        here = slice(batch * size + processes.rank() * share, batch * size + (processes.rank() + 1) * share)
-        yield data.Batch(shuffled[:, here], draws[:, here])
+def train(
+    experiment: Experiment,
+    split: data.Split | data.Stream,
+    replicates: Sequence[Start],
+    start: int = 0,
+    snapshots: Iterable[int] = (),
+    lr: float | None = None,
+    store: Store | None = None,
+    observe: Callable[[Start, State], float] | None = None,
+    observed_at: Iterable[int] = (),
+) -> list[Trained]:
+    """Train each replicate within its mask from step `start` to the last snapshot.
 
+    A state is projected onto its mask's axial subspace first, and after every update, so pruned
+    weights are exactly zero at all times. Momentum starts at zero, also when rewinding. Replicates
+    do not influence each other: networks for signals get, to the bit, what they would get alone,
+    others up to rounding.
 
-def train(experiment: Experiment, split: data.Split | data.Stream, replicates: Sequence[Start], start: int = 0,
-          snapshots: Iterable[int] = (), lr: float | None = None, store: Store | None = None,
-          look: Callable[[Start, State], State] | None = None) -> list[dict[int, State]]:
-    """Train each replicate within its mask from step `start` to the end of the schedule, or to the last snapshot.
-
-    A state is projected onto its mask's axial subspace first, and after every update, so pruned weights are exactly
-    zero at all times. Momentum starts at zero, also when rewinding. Replicates do not influence each other: networks for
-    signals get, to the bit, what they would get alone, others up to rounding.
-
-    Under torchrun every process computes the gradient of its share of the batch; gradients are averaged by torch's
-    DistributedDataParallel, and batch norm sees the whole batch.
+    Under torchrun every process computes the gradient of its share of the batch; gradients are
+    averaged by torch's DistributedDataParallel, and batch norm sees the whole batch.
 
     Args:
         split: training data, on the device to train on.
         replicates: states at step `start`, masks and data orders.
         snapshots: steps at which to record the states; the end of the schedule if none are given.
         lr: a constant learning rate, in place of the schedule's.
-        store: where to keep the training once a minute, until what comes of it is stored and `Store.finish` is called;
-            if it is there, it is resumed, to the same bits.
-        look: what to record of each replicate at the snapshots but the last, tensors of one row; the state if not given.
+        store: where to keep the training once a minute, until what comes of it is stored and
+            `Store.finish` is called; if it is there, it is resumed, to the same bits.
+        observe: a number of a replicate to record at the steps `observed_at`.
 
     Returns:
-        For each replicate, its state at each snapshot, by step.
-
-    Raises:
-        UnmaskError: a snapshot is before `start` or beyond the end, a replicate's weights are no longer finite, or
-            several processes cannot share the batch equally, or not at all as the network is for signals.
-    """
-    e = experiment
+        For each replicate, its states at the snapshots and what was observed.
+    Raises UnmaskError: a snapshot is before `start` or beyond the end, a replicate's weights are
+    no longer finite, or several processes cannot share the batch equally, or not at all as the
+    network is for signals."""
+    e, count, shared = experiment, len(replicates), processes.count()
     snapshots = sorted(set(snapshots)) or [e.steps]
     if not start <= snapshots[0] <= snapshots[-1] <= e.steps:
-        raise UnmaskError(f"snapshots={snapshots}: must be between start ({start}) and steps ({e.steps})")
-    if e.batch_size % processes.count():
-        raise UnmaskError(f"batch_size={e.batch_size}: must be a multiple of the {processes.count()} processes")
-    if processes.count() > 1 and e.network.startswith("resnet1d"):
-        raise UnmaskError(f"network={e.network!r}: is trained by one process; run it without torchrun")
+        allowed = f"between start ({start}) and steps ({e.steps})"
+        raise UnmaskError(f"snapshots={snapshots}: must be {allowed}")
+    if e.batch_size % shared:
+        said = f"batch_size={e.batch_size}: must be a multiple of the {shared} processes"
+        raise UnmaskError(said)
+    if shared > 1 and NETWORKS[e.network].signals:
+        said = f"network={e.network!r}: is trained by one process; run it without torchrun"
+        raise UnmaskError(said)
 
-    count, orders = len(replicates), [replicate.order for replicate in replicates]
+    # All replicates are one network, and all its parameters one vector.
     network = networks.build(e, count).to(split.device)
-    networks.load_state(network, networks.stack([pruning.apply(r.mask, r.state) for r in replicates]))
+    projected = [pruning.apply(replicate.mask, replicate.state) for replicate in replicates]
+    networks.load_state(network, networks.stack(projected))
     weights, alive = _as_vector(network, networks.stack([r.mask for r in replicates]))
-    parameters = list(network.parameters())
     velocity = torch.zeros_like(weights)
-    logits_of = network if processes.count() == 1 else DistributedDataParallel(network)
-    unfinished = Unfinished(store, e, replicates, start, snapshots, lr, look)
+    parameters = list(network.parameters())
+    logits_of = network if shared == 1 else DistributedDataParallel(network)
+    unfinished = Unfinished(network, velocity, replicates, snapshots, observe, sorted(observed_at))
+    begin = unfinished.resume(store, e, start, lr)
 
-    def seen(step):
-        state = networks.state_of(network)
-        if look is None or step == snapshots[-1]:
-            return state
-        return networks.stack([look(*each) for each in zip(replicates, networks.unstack(state, count))])
-
-    recorded = {start: seen(start)}
-    begin = unfinished.load(network, velocity, recorded) or start
-
+    orders = [replicate.order for replicate in replicates]
     with networks.kernels(network, e.precision), single_thread():
         for step, (x, y) in enumerate(batches(e, split, orders, begin, snapshots[-1]), begin):
-            loss = F.cross_entropy(logits_of(x), y, reduction="sum") * count / len(y)  # replicates' mean losses, added
+            # the sum of the replicates' mean losses: each gets the gradient of its own
+            loss = F.cross_entropy(logits_of(x), y, reduction="sum") * count / len(y)
             network.zero_grad()
             loss.backward()
             with torch.no_grad():
@@ -149,76 +112,196 @@ def train(experiment: Experiment, split: data.Split | data.Stream, replicates: S
                 update = velocity.mul_(e.momentum).add_(gradient) if e.momentum else gradient
                 if e.weight_decay:
                     update.add_(weights, alpha=e.weight_decay)
-                weights.sub_(update, alpha=learning_rate(e, step) if lr is None else lr).mul_(alive)
-            if step + 1 in snapshots:
-                recorded[step + 1] = seen(step + 1)
-            unfinished.save(step + 1, network, velocity, recorded, last=step + 1 == snapshots[-1])
-    states = {step: networks.unstack(recorded[step], count) for step in snapshots}
-    for replicate, state in zip(replicates, states[snapshots[-1]]):
+                rate = learning_rate(e, step) if lr is None else lr
+                weights.sub_(update, alpha=rate)
+                weights.mul_(alive)  # pruned weights stay zero
+            unfinished.record(step + 1)
+            unfinished.keep(step + 1)
+    for order, state in zip(orders, unfinished.states[snapshots[-1]]):
         if not all(tensor.isfinite().all() for tensor in state.values()):
-            raise UnmaskError(f"training diverged: weights are not finite after step {snapshots[-1]} with lr={e.lr} "
-                              f"and data order {'/'.join(map(str, replicate.order))}")
-    return [{step: states[step][i] for step in snapshots} for i in range(count)]
+            said = f"weights are not finite after step {snapshots[-1]} with lr={e.lr}"
+            name = "/".join(map(str, order))
+            raise UnmaskError(f"training diverged: {said} and data order {name}")
+    return unfinished.by_replicate()
+
+
+def learning_rate(experiment: Experiment, step: int) -> float:
+    """The step schedule: `lr`, multiplied by `lr_decay` at each milestone passed; before, linear
+    warm-up."""
+    e = experiment
+    passed = sum(step >= round(share * e.steps, 6) for share in e.milestones)
+    warmup = e.warmup * e.steps
+    return e.lr * e.lr_decay**passed * min(1.0, (step + 1) / warmup if warmup else 1.0)
+
+
+def batches(
+    experiment: Experiment,
+    split: data.Split | data.Stream,
+    orders: Sequence[tuple],
+    start: int,
+    stop: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of steps `start` to `stop` for replicates that each have their own data order.
+
+    Each epoch is one permutation of the samples, a pure function of (order, epoch), and so is how
+    each sample is augmented; the incomplete last batch is dropped. A run that starts late sees what
+    a run from step 0 would see from there on. Of several processes each reads its share.
+
+    Yields:
+        Inputs (batch, replicates * channels, ...) and labels (replicates * batch)."""
+    e, samples = experiment, len(split.y)
+    share = e.batch_size // processes.count()
+
+    def drawn() -> Iterator[data.Batch]:
+        for step in range(start, stop):
+            epoch, batch = divmod(step, samples // e.batch_size)
+            if batch == 0 or step == start:
+                draws = [_epoch(e, samples, (*order, epoch)) for order in orders]
+                shuffled, augmented = (torch.stack(parts) for parts in zip(*draws))
+            first = batch * e.batch_size + processes.rank() * share
+            here = slice(first, first + share)
+            yield data.Batch(shuffled[:, here], augmented[:, here])
+
+    return split.read(drawn())
+
+
+def _epoch(e: Experiment, samples: int, names: tuple) -> tuple[Tensor, Tensor]:
+    """One replicate's order of the samples, and a draw for how each is augmented."""
+    shuffled = torch.randperm(samples, generator=generator(*names))
+    if e.augmentation == "none":
+        return shuffled, torch.zeros_like(shuffled)
+    return shuffled, torch.randint(2**62, (samples,), generator=generator(*names, "augmentation"))
+
+
+def generator(*names) -> torch.Generator:
+    """A random generator of its own for every purpose, seeded from the names: experiment seed,
+    purpose, level, ..."""
+    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _as_vector(network: nn.Module, mask: pruning.Mask) -> tuple[Tensor, Tensor]:
+    """Lay the parameters out in one vector, of which they become views, and the mask beside it.
+
+    One update of one vector costs a tenth of one update for each of some thirty small tensors."""
+    named = dict(network.named_parameters())
+    weights = torch.cat([p.detach().flatten() for p in named.values()])
+    kept = [mask.get(name, torch.ones_like(p)).flatten() for name, p in named.items()]
+    alive = torch.cat([part.to(weights) for part in kept])
+    for parameter, part in zip(named.values(), weights.split([p.numel() for p in named.values()])):
+        parameter.data = part.view_as(parameter)
+    return weights, alive
 
 
 class Unfinished:
-    """A training on its way, in the store once a minute, under names that follow from where and how it started.
+    """A training on its way: network and velocity as they are, and what was recorded until now.
 
-    Of two names in turns, so that there is always one that is whole. A training of less than a minute leaves nothing.
-    Replicates grouped in another way, as for another number of processes, start again.
-    """
+    It is kept in the store once a minute, named after where and how it started: by two names in
+    turns, so that there is always one that is whole. A training of less than a minute leaves
+    nothing. Replicates grouped in another way, as for another number of processes, start again."""
 
     SECONDS = 60.0
 
-    def __init__(self, store: Store | None, experiment: Experiment, replicates: Sequence[Start], start: int,
-                 snapshots: Sequence[int], lr: float | None, look: Callable | None):
-        self.store, self.saved, self.names = store, time.monotonic(), []
-        if store is not None:
-            digest = hashlib.sha256(repr((start, snapshots, lr, look and look.__qualname__, [r.order for r in replicates])).encode())
-            for replicate in replicates:
-                for part in (replicate.state, replicate.mask):
-                    for _, tensor in sorted(part.items()):
-                        digest.update(tensor.numpy().tobytes())
-            name = f"{experiment.recipe}/unfinished/{digest.hexdigest()[:16]}"
-            self.names = [f"{name}-{turn}" for turn in "ab"]
+    def __init__(self, network, velocity, replicates, snapshots, observe, observed_at):
+        self.network, self.velocity, self.replicates = network, velocity, replicates
+        self.snapshots, self.observe, self.observed_at = snapshots, observe, observed_at
+        self.states: dict[int, list[State]] = {}
+        self.observed: dict[int, list[float]] = {}
+        self.saved, self.names, self.store = time.monotonic(), [], None
 
-    def load(self, network: nn.Module, velocity: Tensor, recorded: dict[int, State]) -> int | None:
-        """Put network, velocity and snapshots where they were; the number of steps done, or None if there is nothing."""
-        found = [tensors for name in self.names if (tensors := self.store.tensors(name))]
+    def resume(self, store: Store | None, e: Experiment, start: int, lr: float | None) -> int:
+        """Go on where it was kept last, or else at `start`: the number of steps done."""
+        if store is not None:
+            self.store, name = store, f"{e.recipe}/unfinished/{self._digest(start, lr)}"
+            self.names = [f"{name}-{turn}" for turn in "ab"]
+        found = [tensors for name in self.names if (tensors := store.tensors(name))]
         if not found:
-            return None
-        self.store.unfinished.update(self.names)
-        found = max(found, key=lambda tensors: int(tensors["step"]))
+            self.record(start)
+            return start
+        store.unfinished.update(self.names)
         parts = defaultdict(dict)
-        for name, tensor in found.items():
+        for name, tensor in max(found, key=lambda tensors: int(tensors["step/"])).items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
-        networks.load_state(network, parts["network"])
-        velocity.copy_(found["velocity"])
-        recorded |= {int(part): state for part, state in parts.items() if part.isdecimal()}
-        return int(found["step"])
+        networks.load_state(self.network, parts.pop("network"))
+        self.velocity.copy_(parts.pop("velocity")[""])
+        step, count = int(parts.pop("step")[""]), len(self.replicates)
+        observed = parts.pop("observed", {}).items()
+        self.observed = {int(at): numbers.tolist() for at, numbers in observed}
+        self.states = {int(at): networks.unstack(state, count) for at, state in parts.items()}
+        return step
 
-    def save(self, step: int, network: nn.Module, velocity: Tensor, recorded: dict[int, State], last: bool) -> None:
-        """Store all this if the last time was a minute ago; at the end, if it was stored before."""
+    def _digest(self, *about) -> str:
+        orders = [replicate.order for replicate in self.replicates]
+        about = *about, self.snapshots, self.observed_at, orders
+        digest = hashlib.sha256(repr(about).encode())
+        for replicate in self.replicates:
+            for part in (replicate.state, replicate.mask):
+                for _, tensor in sorted(part.items()):
+                    digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def record(self, step: int) -> None:
+        """Record what is wanted of this step."""
+        if step in self.snapshots or step in self.observed_at:
+            states = networks.unstack(networks.state_of(self.network), len(self.replicates))
+            if step in self.snapshots:
+                self.states[step] = states
+            if step in self.observed_at:
+                self.observed[step] = list(map(self.observe, self.replicates, states))
+
+    def keep(self, step: int) -> None:
+        """Store it if the last time was a minute ago; at the end, if it was stored before."""
         if self.store is None or processes.rank() > 0:
             return
-        stored_before = self.names[0] in self.store.unfinished
-        if time.monotonic() - self.saved < self.SECONDS and not (last and stored_before):
+        last = step == self.snapshots[-1] and self.names[0] in self.store.unfinished
+        if time.monotonic() - self.saved < self.SECONDS and not last:
             return
-        states = {"network": networks.state_of(network)} | {str(at): state for at, state in recorded.items()}
-        tensors = {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
+        parts = {"velocity": {"": self.velocity.cpu()}, "step": {"": torch.tensor(step)}}
+        parts["network"] = networks.state_of(self.network)
+        parts |= {str(at): networks.stack(states) for at, states in self.states.items()}
+        double = torch.float64
+        observed = {str(at): torch.tensor(n, dtype=double) for at, n in self.observed.items()}
+        parts["observed"] = observed
+        tensors = {
+            f"{part}/{name}": t for part, state in parts.items() for name, t in state.items()
+        }
         self.store.unfinished.update(self.names)
-        self.store.put_tensors(self.names[0], tensors | {"velocity": velocity.cpu(), "step": torch.tensor(step)}, wait=False)
+        self.store.put_tensors(self.names[0], tensors, wait=False)
         self.names.reverse()
         self.saved = time.monotonic()
 
+    def by_replicate(self) -> list[Trained]:
+        """What was recorded of each."""
+        each = []
+        for i in range(len(self.replicates)):
+            states = {step: states[i] for step, states in self.states.items()}
+            numbers = {step: numbers[i] for step, numbers in sorted(self.observed.items())}
+            each.append(Trained(states, numbers))
+        return each
 
-def train_all(experiment: Experiment, split: data.Split | data.Stream, replicates: Sequence[Start], *arguments,
-              **options) -> list[dict[int, State]]:
-    """`train` for any number of replicates, as many side by side as go `together`."""
-    size = together(experiment, split.device)
-    groups = (replicates[first:first + size] for first in range(0, len(replicates), size))
-    return [states for group in groups for states in train(experiment, split, group, *arguments, **options)]
+
+def replicates_at_once(experiment: Experiment, device: torch.device) -> int:
+    """How many replicates to train side by side.
+
+    Several where each gets to the bit what it would get alone, so that results do not depend on who
+    was with it: of networks for signals, on a CPU. More than six gain nothing there."""
+    return 6 if NETWORKS[experiment.network].signals and device.type == "cpu" else 1
+
+
+def train_all(
+    experiment: Experiment,
+    split: data.Split | data.Stream,
+    replicates: Sequence[Start],
+    *arguments,
+    **options,
+) -> list[Trained]:
+    """`train` for any number of replicates, as many side by side as `replicates_at_once`."""
+    size, trained = replicates_at_once(experiment, split.device), []
+    for first in range(0, len(replicates), size):
+        group = replicates[first : first + size]
+        trained += train(experiment, split, group, *arguments, **options)
+    return trained
 
 
 class Performance(NamedTuple):
@@ -232,35 +315,20 @@ class Performance(NamedTuple):
 def evaluate(network: nn.Module, split: data.Split | data.Stream) -> Performance:
     """Error and loss of the network as it is, with running batch-norm statistics.
 
-    Several processes evaluate a share of the samples each.
-    """
+    Several processes evaluate a share of the samples each."""
     network.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=split.device)
     with networks.kernels(network):
         for x, y in split.chunks(500, processes.rank(), processes.count()):
             logits = network(x).double()
-            sums += torch.stack([(logits.argmax(1) != y).sum(), F.cross_entropy(logits, y, reduction="sum")])
-    wrong, loss = (processes.mean(sums) * processes.count() / len(split.y)).tolist()
-    return Performance(wrong, loss)
-
-
-def _as_vector(network: nn.Module, mask: pruning.Mask) -> tuple[Tensor, Tensor]:
-    """Lay the parameters out in one vector, of which they become views, and the mask beside it.
-
-    One update of one vector costs a tenth of one update for each of some thirty small tensors.
-    """
-    named = dict(network.named_parameters())
-    weights = torch.cat([p.detach().flatten() for p in named.values()])
-    alive = torch.cat([mask[n].flatten().to(p) if n in mask else torch.ones_like(p).flatten()
-                       for n, p in named.items()])
-    for parameter, part in zip(named.values(), weights.split([p.numel() for p in named.values()])):
-        parameter.data = part.view_as(parameter)
-    return weights, alive
+            wrong = (logits.argmax(1) != y).sum()
+            sums += torch.stack([wrong, F.cross_entropy(logits, y, reduction="sum")])
+    return Performance(*(processes.mean(sums) * processes.count() / len(split.y)).tolist())
 
 
 @contextlib.contextmanager
 def single_thread():
-    """One thread within, in torch and in SciPy's BLAS: results must not depend on how many cores there are."""
+    """One thread within, in torch and in SciPy's BLAS: results must not depend on the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -271,12 +339,9 @@ def single_thread():
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device a preset's `device` names; "auto" is a GPU if there is one (under torchrun,
-    each process's own), else the CPU.
-
-    Raises:
-        UnmaskError: no such device on this machine.
-    """
+    """The device a preset's `device` names; "auto" is a GPU if there is one (under torchrun, each
+    process's own), else the CPU.
+    Raises UnmaskError: no such device on this machine."""
     count = torch.cuda.device_count()
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")

@@ -1,0 +1,397 @@
+"""Finding 1: successive levels are linearly connected if and only if they are matching."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from .. import plots
+from ..experiments import Experiment
+from ..plots import KINDS, PERCENT, by_step, matching_line, mean_and_range, plain_log, styles
+from ..plots import threshold_line
+from ..tables import labelled, table
+from ..verdicts import METRICS, Claims, Tables, at_latest, barrier, is_at_most, is_connected, judge
+from ..verdicts import settings_in_numbers, where_imp_matches, with_matching, with_next_level
+
+INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
+_KEYS = ["seed", "rewind_step", "level", "next_level"]
+
+
+def _paths(e: Experiment, seed: int, rewind_step: int) -> float:
+    measured = e.test_samples + (e.train_measured or e.train_samples)
+    reestimated = 3 * (measured + (e.train_measured or e.train_samples))
+    return e.levels * (e.barrier_points * measured + reestimated)
+
+
+@table(("seed", "rewind_step"), reads=("levels", "barrier_points", "train_measured"), passes=_paths)
+def segments(lab, seed, rewind_step) -> pd.DataFrame:
+    """Performance along the segments between successive levels of one chain.
+
+    Columns: level, next_level, norms, t, and the metrics. Batch-norm statistics are interpolated
+    like all else; with `norms` "re-estimated", at the ends and the midpoint only, they are those of
+    the training data at each point."""
+    parts = []
+    for level in range(lab.experiment.levels):
+        one = lab.level(seed, rewind_step, level).state
+        other = lab.level(seed, rewind_step, level + 1).state
+        path = lab.path(one, other, metrics=METRICS)
+        anew = lab.path(one, other, (0.0, 0.5, 1.0), metrics=METRICS, reestimate=True)
+        for norms, part in ((INTERPOLATED, path), (REESTIMATED, anew)):
+            parts.append(labelled(part, level=level, next_level=level + 1, norms=norms))
+    return pd.concat(parts, ignore_index=True)
+
+
+@table(
+    ("seed", "rewind_step"),
+    reads=("levels",),
+    passes=lambda e, *keys: (e.levels + 1) * (e.levels + 2) / 2 * e.test_samples,
+)
+def pairs(lab, seed, rewind_step) -> pd.DataFrame:
+    """Test-error barrier at the midpoint between every two levels of one chain.
+
+    Columns: level, other, barrier."""
+    levels = range(lab.experiment.levels + 1)
+    states = [lab.level(seed, rewind_step, level).state for level in levels]
+    ends, rows = [lab.evaluate(state).error for state in states], []
+    for level, other in combinations(levels, 2):
+        (middle,) = lab.path(states[level], states[other], (0.5,)).test_error
+        errors = ends[level], middle, ends[other]
+        path = pd.DataFrame({"t": (0.0, 0.5, 1.0), "test_error": errors})
+        rows.append((level, other, barrier(path)))
+    return pd.DataFrame(rows, columns=["level", "other", "barrier"])
+
+
+# Judging
+
+
+def successive(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """One row for each pair of successive levels: is the sparser one matching, and are the two
+    connected?
+
+    Columns: seed, rewind_step, level, next_level, barrier (test error, whole segment),
+    train_error_barrier, train_loss_barrier (nats), connected (by `barrier`), and of `next_level`:
+    density, excess, matching."""
+    paths = _interpolated(tables).groupby(_KEYS)[["t", *METRICS]]
+    barriers = {metric: paths.apply(barrier, metric) for metric in METRICS}
+    names = dict(zip(METRICS, ("barrier", "train_error_barrier", "train_loss_barrier")))
+    table = pd.DataFrame(barriers).rename(columns=names).reset_index()
+    return with_next_level(table, tables["levels"], e)
+
+
+def _interpolated(tables: Tables) -> pd.DataFrame:
+    return tables["segments"][tables["segments"].norms == INTERPOLATED]
+
+
+def midpoint_barriers(tables: Tables) -> pd.DataFrame:
+    """Barriers of test error by the ends and the midpoint alone, one row for each pair of
+    successive levels: columns "interpolated" and "re-estimated", the batch-norm statistics
+    there."""
+    segments = tables["segments"]
+    ends = segments[segments.t.isin((0.0, 0.5, 1.0))]
+    return ends.groupby([*_KEYS, "norms"])[["t", "test_error"]].apply(barrier).unstack()
+
+
+def at_higher_sparsity(pairs: pd.DataFrame, e: Experiment) -> pd.DataFrame:
+    """The pairs of which the paper's claim speaks: the sparser level keeps at most
+    `higher_sparsity` of the weights."""
+    return pairs[pairs.density <= e.higher_sparsity]
+
+
+def all_pairs(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """Every two levels of each chain, with columns `connected` (midpoint barrier) and
+    `both_matching`."""
+    pairs, keys = tables["pairs"], ["seed", "rewind_step", "level"]
+    matching = with_matching(tables["levels"], e).set_index(keys).matching
+    found = []
+    for end in ("level", "other"):
+        places = pd.MultiIndex.from_arrays([pairs.seed, pairs.rewind_step, pairs[end]])
+        found.append(matching.reindex(places).to_numpy())
+    connected = is_connected(pairs.barrier, e)
+    return pairs.assign(connected=connected, both_matching=found[0] & found[1])
+
+
+def in_lcs_set(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """IMP and its controls where IMP matches, with a column `in_lcs_set`: in the linearly
+    connected sublevel set of the IMP solution one level before, that is, no more than epsilon
+    worse and no barrier between the two?"""
+    compared = where_imp_matches(tables, e)
+    as_good = is_at_most(compared.test_error, compared.previous_error + e.epsilon)
+    return compared.assign(in_lcs_set=as_good & is_connected(compared.barrier, e))
+
+
+@judge("1", needs=("levels", "segments", "pairs"))
+def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
+    """Without the table of controls, only what IMP's chains tell."""
+    steps = successive(tables, e)
+    sparse = at_higher_sparsity(steps, e)
+    where = f"at higher sparsities (at most {e.higher_sparsity:.0%} of the weights)"
+    claims.add(
+        "fig-iff",
+        f"{where}, successive levels are connected if and only if the sparser one is matching",
+        sparse.connected == sparse.matching,
+    )
+    claim = f"{where}, a matching level is connected to the one before"
+    claims.add("fig-iff", claim, sparse[sparse.matching].connected)
+    claim = f"{where}, a level connected to the one before is matching"
+    claims.add("fig-iff", claim, sparse[sparse.connected].matching)
+    if e.earliest == 0:
+        claim = "rewound to step 0, no level is connected to the next"
+        claims.add("fig-zigzag", claim, ~steps[steps.rewind_step == 0].connected)
+    linked = at_latest(all_pairs(tables, e), e)
+    claims.add(
+        "fig-pairs",
+        "from the last rewind step, all matching levels form one piece: any two are connected",
+        linked[linked.both_matching].connected,
+    )
+    if "controls" not in tables:
+        return
+    compared = in_lcs_set(tables, e)
+    where = f"where IMP matches with at most {e.ticket_density:.0%} of the weights"
+    claims.add(
+        "fig-mask",
+        f"{where}, its axial subspace meets the linearly connected sublevel set of the level "
+        "before",
+        compared[compared.kind == "imp"].in_lcs_set,
+    )
+    for kind, words in (("random", "random mask"), ("shuffled", "layer-wise shuffled mask")):
+        claim = f"{where}, training within a {words} does not find that set"
+        claims.add("fig-mask", claim, ~compared[compared.kind == kind].in_lcs_set)
+
+
+# The numbers of its prose
+
+
+def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
+    """By name; errors and shares in percent."""
+    judged = successive(tables, e)
+    sparse = at_higher_sparsity(judged, e)
+    keys, points = _KEYS[:3], _interpolated(tables)
+    ends = points[points.t.isin((0.0, 1.0))].groupby(keys).test_error.mean()
+    middle = points[points.t == 0.5][[*keys, "test_error"]].merge(judged, on=keys)
+    middle = middle.merge(ends.rename("end_error"), on=keys)
+    first, late = middle[middle.rewind_step == e.earliest], at_latest(middle, e)
+    late = late[late.matching]
+    found = {
+        "mid_first": 100 * first.test_error.mean(),
+        "mid_late": 100 * late.test_error.mean(),
+        "ends_late": 100 * late.end_error.mean(),
+        "pairs": len(judged),
+        "connected": judged.connected.sum(),
+        "not_matching": (~judged.matching).sum(),
+        "largest_barrier": 100 * judged.barrier.max(),
+        "largest_reestimated": 100 * midpoint_barriers(tables)[REESTIMATED].max(),
+        "agreeing": 100 * (sparse.connected == sparse.matching).mean(),
+        "compared": len(sparse),
+        "agreeing_everywhere": 100 * (judged.connected == judged.matching).mean(),
+    }
+    return (
+        settings_in_numbers(e) | found | (_of_controls(tables, e) if "controls" in tables else {})
+    )
+
+
+def _of_controls(tables: Tables, e: Experiment) -> dict[str, float]:
+    compared = where_imp_matches(tables, e).query("kind == 'imp'")
+    controls = tables["controls"]
+    sparsest = controls[controls.level == e.control_levels[-1]]
+    barriers = 100 * sparsest.groupby("kind").barrier.mean()
+    return {
+        "ticket_cases": len(compared),
+        "control_matching": (compared.level == e.control_levels[-1]).sum(),
+        "control_density": 100 * controls.density.min(),
+    } | {f"barrier_{kind.replace('-', '_')}": barriers[kind] for kind in barriers.index}
+
+
+_WORDS = {True: "matching", False: "not matching"}
+
+
+def contingency(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Counts of successive pairs, connected or not (columns), by rewind step and next level
+    matching or not (rows)."""
+    rows = []
+    for step in (*sorted(pairs.rewind_step.unique()), "all"):
+        chosen = pairs if step == "all" else pairs[pairs.rewind_step == step]
+        for matching, words in _WORDS.items():
+            connected = chosen[chosen.matching == matching].connected
+            rows.append((step, words, int(connected.sum()), int((~connected).sum())))
+    columns = ["rewound to step", "next level is", "connected", "not connected"]
+    return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
+
+
+def barriers_by_metric(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Mean barrier between successive levels by rewind step and matching, for test error, train
+    error, train loss."""
+    points = {"test error (points)": 100 * pairs.barrier}
+    points["train error (points)"] = 100 * pairs.train_error_barrier
+    points["train loss (nats)"] = pairs.train_loss_barrier
+    keys = [pairs.rewind_step.rename("rewound to step")]
+    keys.append(pairs.matching.map(_WORDS).rename("next level is"))
+    return pd.DataFrame(points).groupby(keys).mean().round(2)
+
+
+def exceptions(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs for which connected and matching disagree, by name; in percentage points."""
+    odd = pairs[pairs.connected != pairs.matching]
+    words = {True: "matching, not connected", False: "connected, not matching"}
+    points = {name: (100 * odd[name]).round(2) for name in ("excess", "barrier")}
+    odd = odd.assign(which=odd.matching.map(words), **points)
+    return odd[["which", *_KEYS, "excess", "barrier"]].reset_index(drop=True)
+
+
+# Its figures
+
+
+def zigzag(tables: Tables, e: Experiment) -> Figure:
+    """Test error at every level and half-way between each and the next, one panel for each
+    rewind step. Levels are solid dots, midpoints hollow; a thin line for each seed, a thick one
+    for their mean."""
+    levels, columns = tables["levels"], ["seed", "rewind_step", "level", "test_error"]
+    middle = _interpolated(tables).query("t == 0.5")
+    middle = middle.assign(level=middle.level + 0.5)
+    points = pd.concat([levels[columns], middle[columns]])
+    figure, axes = plots.panels(points.rewind_step.nunique(), height=3.6, sharey=True)
+    for ax, (label, style, chain) in zip(axes[0], by_step(points, e)):
+        color, chain = style["color"], chain.sort_values("level")
+        for _, seed in chain.groupby("seed"):
+            ax.plot(seed.level, PERCENT * seed.test_error, color=color, lw=0.6, alpha=0.6)
+        mean = chain.groupby("level").test_error.mean() * PERCENT
+        whole, half = mean[mean.index % 1 == 0], mean[mean.index % 1 != 0]
+        ax.plot(mean.index, mean, color=color, lw=1.6)
+        ax.plot(whole.index, whole, "o", color=color, label="trained network")
+        ax.plot(half.index, half, "o", color=color, mfc="white", label="midpoint between two")
+        matching_line(ax, levels, e)
+        ax.set(title=label, xlabel="pruning level")
+        ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+        plots.error_axis(ax)
+    axes[0, 0].set_ylabel("test error (%)")
+    axes[0, -1].legend(loc="best")
+    return figure
+
+
+def along_segments(tables: Tables, e: Experiment) -> Figure:
+    """Test error along whole segments between successive levels: the first, a middle and the
+    last pair."""
+    segments = _interpolated(tables)
+    starts = sorted({0, e.levels // 2, e.levels - 1})
+    figure, axes = plots.panels(len(starts), height=3.3, sharey=True)
+    for ax, start in zip(axes[0], starts):
+        for label, style, chain in by_step(segments[segments.level == start], e):
+            mean_and_range(ax, chain, "t", "test_error", label=label, **style)
+        kept = plots.density_at(tables["levels"], start)
+        ax.set(title=f"from level {start} ({kept})")
+        ax.set(xlabel=f"position from level {start} to {start + 1}")
+        plots.error_axis(ax)
+    axes[0, 0].set_ylabel("test error (%)")
+    plots.legend_above(figure, axes[0, 0])
+    return figure
+
+
+def barrier_against_excess(tables: Tables, e: Experiment) -> Figure:
+    """Each pair of successive levels: its barrier against how much worse than dense the sparser one
+    is.
+
+    Shaded: the two quadrants in which "connected" and "matching" disagree. Axes are linear within
+    the thresholds and logarithmic beyond."""
+    figure, ax = plt.subplots(figsize=(8.6, 4.6))
+    pairs = successive(tables, e)
+    sparse, excess = pairs.density <= e.higher_sparsity, PERCENT * pairs.excess
+    epsilon, threshold = PERCENT * e.epsilon, PERCENT * e.lmc_threshold
+    left, right = min(excess.min() * 1.2, -epsilon), max(excess.max() * 1.3, 2 * epsilon)
+    bottom, top = -0.6 * threshold, 100
+    ax.set_xscale("symlog", linthresh=epsilon)
+    ax.set_yscale("symlog", linthresh=threshold)
+    ax.fill_between([left, epsilon], threshold, top, color="0.5", alpha=0.15, lw=0)
+    ax.fill_between([epsilon, right], bottom, threshold, color="0.5", alpha=0.15, lw=0)
+    ax.axvline(epsilon, color="0.3", lw=1)
+    ax.axhline(threshold, color="0.3", lw=1)
+    for label, style, chain in by_step(pairs, e):
+        look = dict(s=34, marker=style["marker"], edgecolor=style["color"], linewidth=1.2, zorder=3)
+        for chosen, face, name in ((sparse, style["color"], label), (~sparse, "none", None)):
+            here = PERCENT * chain[chosen.reindex(chain.index)][["excess", "barrier"]]
+            ax.scatter(here.excess, here.barrier, facecolor=face, label=name, **look)
+    label = f"more than {e.higher_sparsity:.0%} of weights"
+    ax.scatter([], [], s=34, facecolor="none", edgecolor="0.3", label=label)
+    for matching, words in _WORDS.items():
+        for connected, end in ((True, "connected"), (False, "not connected")):
+            both = (pairs.matching == matching) & (pairs.connected == connected)
+            at = (0.01 if matching else 0.99, 0.02 if connected else 1.01)
+            side = dict(ha="left" if matching else "right", va="bottom", fontsize="small")
+            text = f"{words},\n{end}: {both.sum()}"
+            ax.annotate(text, at, xycoords="axes fraction", **side)
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+    ax.set_xlabel("test error above the dense network (percentage points)")
+    ax.set_ylabel("barrier to the level before\n(percentage points)")
+    plain_log(ax.xaxis)
+    plain_log(ax.yaxis)
+    plots.legend_beside(ax)
+    return figure
+
+
+def pairs_of_levels(tables: Tables, e: Experiment) -> Figure:
+    """Mean barrier at the midpoint between every two levels, one panel for each rewind step.
+
+    A line marks the sparsest level up to which all levels match, on average over seeds."""
+    pairs, levels, size = tables["pairs"], tables["levels"], e.levels + 1
+    steps = sorted(pairs.rewind_step.unique())
+    figure, axes = plots.panels(len(steps), width=3.2, height=3.4, sharey=True)
+    for ax, (label, _, chain) in zip(axes[0], by_step(pairs, e)):
+        barriers = chain.groupby(["level", "other"]).barrier.mean().unstack() * PERCENT
+        grid = barriers.reindex(index=range(size), columns=range(size))
+        bar = dict(
+            cbar=ax is axes[0, -1], cbar_kws={"label": "midpoint barrier\n(percentage points)"}
+        )
+        full = grid.combine_first(grid.T)
+        sns.heatmap(full, ax=ax, cmap="viridis_r", vmin=0, vmax=90, square=True, **bar)
+        last = _last_matching(levels[levels.rewind_step == chain.rewind_step.iloc[0]], levels, e)
+        for line in (ax.axhline, ax.axvline):
+            line(last + 1, color="#d55e00", lw=1.5, ls="--")
+        ticks = np.arange(0, size, 2)
+        ax.set(title=label, xlabel="level", ylabel="level" if ax is axes[0, 0] else "")
+        ax.set_xticks(ticks + 0.5, ticks)
+        ax.set_yticks(ticks + 0.5, ticks)
+        ax.tick_params(labelsize="small", rotation=0)
+    return figure
+
+
+def _last_matching(chain: pd.DataFrame, levels: pd.DataFrame, e: Experiment) -> int:
+    limit = plots.most_that_matches(levels, e)
+    failing = ~is_at_most(chain.groupby("level").test_error.mean(), limit)
+    return int(failing.idxmax()) - 1 if failing.any() else int(chain.level.max())
+
+
+def mask_information(tables: Tables, e: Experiment) -> Figure:
+    """Networks trained within IMP's, shuffled and random masks: how much worse, and how far
+    across a barrier, they are from the IMP solution of the level before."""
+    figure, axes = plots.panels(2, width=4.2, height=3.7)
+    controls, looks = tables["controls"], styles(KINDS)
+    controls = controls.assign(worse=controls.test_error - controls.previous_error)
+    shown = ("worse", "test error above", e.epsilon), ("barrier", "barrier to", e.lmc_threshold)
+    for ax, (column, words, limit) in zip(axes[0], shown):
+        for kind in ("imp", "shuffled", "random"):
+            here = controls[controls.kind == kind]
+            mean_and_range(ax, here, "density", column, label=KINDS[kind], **looks[kind])
+        threshold_line(ax, limit)
+        plots.density_axis(ax, controls.density)
+        ax.set_ylabel(f"{words} the level before\n(percentage points)")
+    axes[0, 0].legend()
+    return figure
+
+
+def effect_of_norms(tables: Tables, e: Experiment) -> Figure:
+    """Midpoint barriers with interpolated batch-norm statistics against re-estimated ones."""
+    figure, ax = plt.subplots(figsize=(5.4, 4.8))
+    barriers = PERCENT * midpoint_barriers(tables)
+    for label, style, chain in by_step(barriers, e):
+        ax.plot(chain[INTERPOLATED], chain[REESTIMATED], **style | {"ls": "none"}, label=label)
+    ax.plot([0, 90], [0, 90], color="0.3", lw=1, ls=":")
+    ax.set(xscale="symlog", yscale="symlog", xlim=(-0.2, 100), ylim=(-0.2, 100))
+    ax.set_xlabel("midpoint barrier, statistics interpolated\n(percentage points)")
+    ax.set_ylabel("statistics re-estimated\n(percentage points)")
+    plain_log(ax.xaxis)
+    plain_log(ax.yaxis)
+    ax.legend()
+    return figure

@@ -1,0 +1,271 @@
+"""Finding 2: SGD is robust to strong perturbations at the rewind point, where pruning works.
+
+All directions lie in the axial subspace of a level's mask: pruned weights stay zero, and biases and
+batch-norm parameters stay where they are.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import unmask
+
+from .. import plots
+from ..chains import place
+from ..experiments import Experiment
+from ..plots import PERCENT, by_step, mean_and_range, plain_log
+from ..tables import levels_below_the_last, table
+from ..verdicts import Claims, Tables, barrier, is_connected, judge
+from ..verdicts import settings_in_numbers, with_matching
+
+RANDOM, IMP = "random", "imp"
+
+
+def direction(mask, generator):
+    """A direction of length 1 in the mask's axial subspace, uniform over all of them."""
+    import torch
+
+    normal = {
+        name: torch.randn(kept.shape, generator=generator) * kept for name, kept in mask.items()
+    }
+    length = distance(normal)
+    return {name: tensor / length for name, tensor in normal.items()}
+
+
+def distance(one, other=None) -> float:
+    """The Euclidean distance between two states, or from the origin, over all tensors of `one`."""
+    import torch
+
+    parts = (tensor if other is None else tensor - other[name] for name, tensor in one.items())
+    return float(torch.cat([part.flatten().double() for part in parts]).norm())
+
+
+def moved(state, along, length: float):
+    """The state moved by `length` times the direction `along`."""
+    return {
+        name: tensor + length * along[name] if name in along else tensor
+        for name, tensor in state.items()
+    }
+
+
+def pruned_rewind_points(lab, seed, rewind_step, level):
+    """`m^(L) * w_tau` and `m^(L+1) * w_tau`; pruning moves the start from the one to the other."""
+    rewind_point = lab.rewind_point(seed, rewind_step)
+    masks = (lab.level(seed, rewind_step, at).mask for at in (level, level + 1))
+    return tuple(unmask.pruning.apply(mask, rewind_point) for mask in masks)
+
+
+class Pair(NamedTuple):
+    """Two networks to train from different starts: of a kind, apart by a length in units of d_L."""
+
+    kind: str
+    length: float
+    first: dict
+    second: dict
+
+
+def perturbed(lab, seed, rewind_step, level) -> list[Pair]:
+    """The starting points of all pairs of a level.
+
+    * "random": both moved from the pruned rewind point, by `length` times the distance d_L that
+      pruning moves it, along directions of their own that are the same for every length. Length 0
+      is stability to the noise of SGD alone (Frankle et al. 2020).
+    * "imp": the first not moved, the second moved as pruning moves it; length 1."""
+    mask = lab.level(seed, rewind_step, level).mask
+    here, there = pruned_rewind_points(lab, seed, rewind_step, level)
+    names = seed, "perturbation", rewind_step, level
+    ways = [direction(mask, unmask.train.generator(*names, which)) for which in (0, 1)]
+    step, pairs = distance(here, there), []
+    for length in lab.experiment.perturbation_lengths:
+        ends = (moved(here, way, length * step) for way in ways)
+        pairs.append(Pair(RANDOM, length, *ends))
+    return [*pairs, Pair(IMP, 1.0, here, there)]
+
+
+def _trainings(e: Experiment, seed: int, rewind_step: int, level: int) -> float:
+    return (2 * len(e.perturbation_lengths) + 1 - (level > 0)) * (e.steps - rewind_step)
+
+
+def _paths(e: Experiment, *keys) -> float:
+    return (len(e.perturbation_lengths) + 1) * e.barrier_points * e.test_samples
+
+
+@table(
+    ("seed", "rewind_step", "level"),
+    reads=("barrier_points", "perturbation_lengths"),
+    steps=_trainings,
+    passes=_paths,
+)
+def perturbations(lab, seed, rewind_step, level) -> pd.DataFrame:
+    """Barriers between networks trained from perturbed starts, within a level's mask. Of each pair,
+    the first trains with the level's data order and the second with another.
+
+    Columns: kind, length (in units of d_L), step_length (d_L), start_norm (of the pruned rewind
+    point), test_error, other_error, barrier (test error, between the two)."""
+    pairs = perturbed(lab, seed, rewind_step, level)
+    trained = trained_pairs(lab, seed, rewind_step, level, pairs)
+    here, there = pruned_rewind_points(lab, seed, rewind_step, level)
+    weights = {name: here[name] for name in lab.dense_mask}
+    rows = []
+    for pair, (one, other) in zip(pairs, trained):
+        path = lab.path(one, other)
+        lengths = pair.length, distance(here, there), distance(weights)
+        rows.append((pair.kind, *lengths, *path.test_error.iloc[[0, -1]], barrier(path)))
+    columns = ["kind", "length", "step_length", "start_norm"]
+    return pd.DataFrame(rows, columns=[*columns, "test_error", "other_error", "barrier"])
+
+
+def trained_pairs(lab, seed, rewind_step, level, pairs):
+    """What both networks of each pair train to."""
+    e, Start = lab.experiment, unmask.train.Start
+    ticket = lab.level(seed, rewind_step, level)
+    one, other = (seed, "order", level), (seed, "order", level, "second")
+    # IMP's pair, the last, shares its first network with that of length 0, the first
+    starts = [Start(pair.first, ticket.mask, one) for pair in pairs[:-1]]
+    starts += [Start(pair.second, ticket.mask, other) for pair in pairs]
+    # The chain has trained the network that is not moved; not so the dense one, whose momentum
+    # was not reset at the rewind step.
+    known = [ticket.state] if level > 0 else []
+    starts, split = starts[len(known) :], lab.data.train
+    trained = unmask.train.train_all(e, split, starts, rewind_step, store=lab.store)
+    ends = known + [states[e.steps] for states, _ in trained]
+    firsts, seconds = ends[: len(pairs) - 1], ends[len(pairs) - 1 :]
+    return list(zip([*firsts, firsts[0]], seconds))
+
+
+@perturbations.cases
+def _(e):
+    return product(e.all_seeds, e.rewind_steps, levels_below_the_last(e, "probe_levels"))
+
+
+@perturbations.needs
+def _(e, seed, rewind_step, level):
+    return [place(e, "imp", seed, rewind_step, at) for at in (level, level + 1)]
+
+
+# Judging
+
+
+def at_step_length(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """One row for each seed, rewind step and probed level: what perturbations of length d_L do, and
+    whether IMP works.
+
+    Columns: seed, rewind_step, level, barriers and whether they count as connected for pairs with
+    no perturbation (noise_barrier, noise_connected), along random directions (random_...) and along
+    IMP's (imp_...), step_length, start_norm, matching (is IMP's next level), density (of that)."""
+    keys, pairs = ["seed", "rewind_step", "level"], tables["perturbations"]
+    table = with_matching(tables["levels"], e)[[*keys, "density", "matching"]]
+    table = table.assign(level=table.level - 1)
+    for name, kind, length in (("noise", RANDOM, 0), ("random", RANDOM, 1), ("imp", IMP, 1)):
+        here = pairs[(pairs.kind == kind) & (pairs.length == length)]
+        here = here.rename(columns={"barrier": f"{name}_barrier"})
+        also = ["step_length", "start_norm"] if name == "noise" else []
+        table = table.merge(here[[*keys, f"{name}_barrier", *also]], on=keys)
+        table[f"{name}_connected"] = is_connected(table[f"{name}_barrier"], e)
+    return table
+
+
+@judge("2", needs=("levels", "perturbations"))
+def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
+    table = at_step_length(tables, e)
+    yes, no = table[table.matching], table[~table.matching]
+    stable = table[table.random_connected]
+    checked = {
+        "networks each moved by d_L along random directions train to connected ones if and only if "
+        "IMP's next level is matching": table.random_connected == table.matching,
+        "where IMP's next level is matching, they do": yes.random_connected,
+        "where it is not, they do not": ~no.random_connected,
+        "stability at d_L is stronger than stability to the noise of SGD: where there is the one, "
+        "there is the other": stable.noise_connected,
+        "a network moved by d_L along IMP's direction trains to one connected to that of the "
+        "unmoved if and only if IMP's next level is matching": table.imp_connected
+        == table.matching,
+    }
+    for claim, agreeing in checked.items():
+        claims.add("fig-perturbed", claim, agreeing)
+
+
+# The numbers of its prose
+
+
+def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
+    """By name; barriers in percent."""
+    table = at_step_length(tables, e)
+    late, longest = table.rewind_step == e.latest, e.perturbation_lengths[-1]
+    perturbed = tables["perturbations"].query("kind == 'random' and length == @longest")
+    return settings_in_numbers(e) | {
+        "cases": len(table),
+        "noise_connected": table.noise_connected.sum(),
+        "step_connected": table.random_connected.sum(),
+        "noise_only": (table.noise_connected & ~table.random_connected).sum(),
+        "matching": table.matching.sum(),
+        "stable_not_matching": (table.random_connected & ~table.matching).sum(),
+        "late_barrier": 100 * table[late].random_barrier.mean(),
+        "early_barrier": 100 * table[~late].random_barrier.mean(),
+        "longest": longest,
+        "barrier_at_longest": 100 * perturbed.barrier.mean(),
+    }
+
+
+def robustness_table(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """Connected at d_L, against whether IMP matches: in how many seeds, and the mean barriers in
+    percentage points."""
+    table = at_step_length(tables, e)
+    table["d_L"] = table.step_length / table.start_norm
+    rows = table.groupby(["level", "rewind_step"])
+    cells = {
+        "d_L (% of the norm)": (100 * rows.d_L.mean()).round(1),
+        "barrier at 0": (100 * rows.noise_barrier.mean()).round(2),
+        "at d_L": (100 * rows.random_barrier.mean()).round(2),
+        "IMP's direction": (100 * rows.imp_barrier.mean()).round(2),
+        "connected at d_L (seeds)": rows.random_connected.sum(),
+        "IMP's next level matches (seeds)": rows.matching.sum(),
+        "seeds": rows.size(),
+    }
+    return pd.DataFrame(cells).rename_axis(["level", "rewound to step"])
+
+
+# Its figure
+
+
+def perturbed_pairs(tables: Tables, e: Experiment) -> Figure:
+    """Barrier between perturbed pairs, and their test error, against the length of the
+    perturbation.
+
+    A column of panels for each probed level, a curve for each rewind step: mean and range over
+    seeds. Hollow: the same length along IMP's own direction."""
+    table = tables["perturbations"]
+    table = table.assign(error=table[["test_error", "other_error"]].mean(axis=1))
+    levels, hollow = sorted(table.level.unique()), dict(ms=9, mfc="none", mew=1.6, ls="none")
+    options = dict(rows=2, width=4.2, height=2.8, sharex=True, sharey="row")
+    figure, axes = plots.panels(len(levels), **options)
+    for column, level in zip(axes.T, levels):
+        curves = by_step(table[table.level == level], e)
+        for offset, (label, style, chain) in enumerate(curves):
+            random, imp = (chain[chain.kind == kind] for kind in (RANDOM, IMP))
+            look, at = {"color": style["color"]}, 1 + 0.06 * (offset - 1)  # side by side
+            for ax, y in zip(column, ("barrier", "error")):
+                mean_and_range(ax, random, "length", y, label=label, **style)
+                points = PERCENT * imp[y]
+                ax.plot([at, at], [points.min(), points.max()], lw=1, **look)
+                ax.plot(at, points.mean(), marker=style["marker"], **hollow, **look)
+        for ax in column:
+            ax.axvline(1, color="0.3", lw=1)
+            least = min(length for length in e.perturbation_lengths if length)
+            ax.set_xscale("symlog", base=2, linthresh=least)
+            ax.set_xticks(e.perturbation_lengths)
+            plain_log(ax.xaxis)
+        plots.barrier_axis(column[0], e)
+        plots.error_axis(column[1])
+        column[0].set_title(f"level {level} ({plots.density_at(tables['levels'], level)})")
+        column[1].set_xlabel("perturbation, in units of $d_L$")
+    axes[0, 0].set_ylabel("barrier between the two\n(percentage points)")
+    axes[1, 0].set_ylabel("test error of the two (%)")
+    axes[0, 0].plot([], [], marker="o", color="0.3", label="along IMP's direction", **hollow)
+    handles = axes[0, 0].get_legend_handles_labels()
+    axes[0, -1].legend(*handles, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

@@ -1,0 +1,157 @@
+"""What figures share: the book's look, styles that stand for the same thing everywhere, and axes.
+
+Colors and markers stand for the same rewind steps, or the same controls, in every figure; colors
+are seaborn's palette for color-blind readers, and markers and dashes tell curves apart in grey
+print as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from .experiments import Experiment
+from .verdicts import dense_errors
+
+PERCENT = 100
+# what is trained, by the names of `chains`
+KINDS = {
+    "imp": "IMP",
+    "one-shot": "one-shot",
+    "reinitialized": "IMP mask, new weights",
+    "shuffled": "shuffled layer-wise",
+    "random": "random",
+}
+DASHES = ("-", "--", "-.", ":")
+_COLORS, _MARKERS = (0, 1, 2, 3, 4, 5, 7), ("o", "s", "^", "D", "v", "P", "X")
+
+
+def set_style() -> None:
+    """The book's look; call once in a notebook."""
+    look = {
+        "figure.dpi": 150,
+        "figure.constrained_layout.use": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "legend.frameon": False,
+        "axes.titlesize": "medium",
+        "lines.markersize": 5,
+    }
+    sns.set_theme("notebook", "ticks", "colorblind", rc=look)
+
+
+def source(function):
+    """The source of a function, to be shown on a page."""
+    from IPython.display import Markdown
+
+    text = inspect.getsource(inspect.unwrap(function))
+    return Markdown(f"```python\n{text}```")
+
+
+def glue_numbers(numbers: dict[str, float | str]) -> None:
+    """Make numbers known to the prose of a page, by name."""
+    from myst_nb import glue
+
+    for name, value in numbers.items():
+        glue(name, value if isinstance(value, str) else float(value), display=False)
+
+
+def styles(names: Iterable) -> dict:
+    """Color, marker and dashes for each of many curves, by name; only after 28 do they repeat."""
+    colors = sns.color_palette("colorblind")
+    return {
+        name: {"color": colors[_COLORS[i % 7]], "marker": _MARKERS[i % 7], "ls": DASHES[i % 4]}
+        for i, name in enumerate(names)
+    }
+
+
+def panels(columns: int, rows: int = 1, width: float = 3.0, height: float = 3.5, **options):
+    """A figure of `rows` x `columns` panels of a size in inches, and its axes, always (rows,
+    columns)."""
+    size = max(4.8, width * columns), height * rows
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+
+
+def by_step(table: pd.DataFrame, experiment: Experiment):
+    """For each rewind step: its label, its style and its rows."""
+    looks = styles(experiment.rewind_steps)
+    for step, rows in table.groupby("rewind_step"):
+        yield f"rewound to step {step}", looks[step], rows
+
+
+def mean_and_range(ax: Axes, table: pd.DataFrame, x: str, y: str, scale=PERCENT, **style) -> None:
+    """Mean over seeds as a line with markers, smallest to largest as a band. Densities are
+    percent."""
+    groups = scale * table.groupby(x)[y].agg(["mean", "min", "max"])
+    at = PERCENT * groups.index if x in ("density", "ratio") else groups.index
+    ax.plot(at, groups["mean"], **style)
+    ax.fill_between(at, groups["min"], groups["max"], color=style["color"], alpha=0.2, lw=0)
+
+
+def threshold_line(ax: Axes, share: float, **look) -> None:
+    """A dotted horizontal line at a share of which the axis shows percent."""
+    ax.axhline(PERCENT * share, **{"color": "0.3", "lw": 1, "ls": ":"} | look)
+
+
+def most_that_matches(levels: pd.DataFrame, experiment: Experiment) -> float:
+    """The largest error that counts as matching, on average over seeds."""
+    return dense_errors(levels).mean() + experiment.epsilon
+
+
+def matching_line(ax: Axes, levels: pd.DataFrame, experiment: Experiment) -> None:
+    """The largest error that counts as matching, averaged over seeds."""
+    threshold_line(ax, most_that_matches(levels, experiment), label="matching, at most")
+
+
+def density_at(levels: pd.DataFrame, level: int) -> str:
+    """How many weights a level keeps, as words."""
+    return f"{levels[levels.level == level].density.iloc[0]:.0%} of weights"
+
+
+def density_axis(ax: Axes, densities: pd.Series) -> None:
+    """Weights remaining, from dense at the left to sparse at the right, on a log scale."""
+    least = PERCENT * densities.min() / 1.08
+    ax.set(xscale="log", xlabel="weights remaining (%)")
+    ax.set_xlim(PERCENT * densities.max() * 1.08, least)
+    ax.set_xticks([tick for tick in (100, 50, 20, 10, 5, 2, 1) if tick >= least])
+    plain_log(ax.xaxis)
+
+
+def error_axis(ax: Axes, label: str | None = None) -> None:
+    """Errors in percent on a log scale, labelled 1, 2, 5, 10, 20, 50."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    plain_log(ax.yaxis)
+    if label:
+        ax.set_ylabel(label)
+
+
+def barrier_axis(ax: Axes, experiment: Experiment) -> None:
+    """Barriers in percentage points, linear up to the threshold, which is marked."""
+    ax.set_yscale("symlog", linthresh=PERCENT * experiment.lmc_threshold)
+    ax.set_ylim(0, 100)
+    threshold_line(ax, experiment.lmc_threshold)
+    plain_log(ax.yaxis)
+
+
+def plain_log(axis) -> None:
+    """Write 1, 10, 100 instead of powers of ten."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend_above(figure: Figure, ax: Axes, columns: int = 3) -> None:
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
+
+
+def legend_beside(ax: Axes, **options) -> None:
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), **options)

@@ -1,0 +1,362 @@
+"""Tables: tidy measurements, the interface between what is trained and what is drawn or claimed.
+
+A table is declared where it is measured, by `table`. It is made of parts, one for each seed (and
+rewind step, ...), computed independently and stored. All errors are shares in [0, 1], losses are in
+nats. Nothing here imports torch before something is computed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from itertools import groupby, product
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+
+from . import chains, parallel
+from .chains import Place
+from .errors import UnmaskError
+from .experiments import NETWORKS, Experiment, experiment
+from .store import TABLE, TENSORS, Store
+
+if TYPE_CHECKING:
+    from .lab import Lab
+
+TABLES: dict[str, Table] = {}
+
+
+class Part(NamedTuple):
+    """One part of a table."""
+
+    table: str
+    keys: tuple
+
+    def __str__(self) -> str:
+        named = zip(TABLES[self.table].keys, self.keys)
+        words = (f"{key.replace('_', ' ')} {value}" for key, value in named)
+        return f"{self.table}, {', '.join(words)}"
+
+
+Node = Place | Part  # what there is to compute
+
+
+@dataclass(eq=False)
+class Table:
+    """A measurement, called with a lab and keys; see `table`."""
+
+    measure: Callable
+    keys: tuple[str, ...]
+    reads: tuple[str, ...]
+    steps: Callable[..., float]
+    passes: Callable[..., float]
+    tensors: bool
+
+    def __post_init__(self):
+        functools.update_wrapper(self, self.measure)
+        self.name, self._cases, self._needs = self.measure.__name__, None, None
+        TABLES[self.name] = self
+
+    def __call__(self, lab: Lab, *keys):
+        return self.measure(lab, *keys)
+
+    def __reduce__(self):  # to a worker, which imports the module that declares it
+        return _declared, (self.__module__, self.name)
+
+    def cases(self, function: Callable[[Experiment], Iterable[tuple]]) -> None:
+        """Declare which keys an experiment has; by default every seed (and rewind step)."""
+        self._cases = function
+
+    def needs(self, function: Callable[..., Iterable[Node]]) -> None:
+        """Declare what a part is made from, a function of experiment and keys; by default, the
+        whole IMP chain of its seed and rewind step."""
+        self._needs = function
+
+    def parts(self, e: Experiment) -> list[Part]:
+        """All parts of an experiment.
+        Raises UnmaskError: the table is about levels that the experiment does not have."""
+        if "control_every" in self.reads and not e.control_levels:
+            said = f"control_every={e.control_every}: must be at most levels ({e.levels})"
+            raise UnmaskError(said)
+        ranges = {"seed": e.all_seeds, "rewind_step": e.rewind_steps}
+        cases = self._cases(e) if self._cases else product(*(ranges[key] for key in self.keys))
+        return [Part(self.name, keys) for keys in cases]
+
+    def parents(self, e: Experiment, keys: tuple) -> list[Node]:
+        if self._needs:
+            return list(self._needs(e, *keys))
+        named = dict(zip(self.keys, keys))
+        return chains.chain(e, named["seed"], named.get("rewind_step", e.latest))
+
+    def read(self, lab: Lab, keys: tuple):
+        """A part, from the store; measured first if it is not there."""
+        from .train import single_thread
+
+        name, began = entry(lab, Part(self.name, keys), ending=False), time.perf_counter()
+        with single_thread():
+            if not self.tensors:
+                part = lab.store.table(name, lambda: self.measure(lab, *keys))
+            elif (part := lab.store.tensors(name)) is None:
+                part = self.measure(lab, *keys)
+                lab.store.put_tensors(name, part, time.perf_counter() - began)
+        lab.store.finish()
+        return part
+
+
+def table(
+    keys: tuple[str, ...],
+    reads: tuple[str, ...] = (),
+    steps: Callable[..., float] = lambda e, *keys: 0,
+    passes: Callable[..., float] = lambda e, *keys: 0,
+    tensors: bool = False,
+) -> Callable[[Callable], Table]:
+    """Declare a table: a function of a lab and `keys`, to a tidy data frame without them.
+
+    Args:
+        keys: what its parts go by; the first is "seed".
+        reads: fields of the experiment on which a part depends, beside the recipe.
+        steps: training steps that a part takes itself; a function of experiment and keys.
+        passes: samples that it sends through the network, forward, likewise.
+        tensors: it is no table but a dict of tensors that several tables are made from."""
+
+    return lambda measure: Table(measure, keys, reads, steps, passes, tensors)
+
+
+def _declared(module: str, name: str) -> Table:
+    return getattr(importlib.import_module(module), name)
+
+
+@functools.cache
+def load_findings() -> None:
+    """Import what declares tables and judges them: the entry points `unmask.findings`."""
+    for entry_point in entry_points(group="unmask.findings"):
+        entry_point.load()
+
+
+def known_tables() -> list[str]:
+    """The names of all tables, in the order of the findings."""
+    load_findings()
+    return [name for name, table in TABLES.items() if not table.tensors]
+
+
+def check_tables(names: Iterable[str]) -> None:
+    """Raises UnmaskError: a name is not that of a table."""
+    for name in names:
+        if name not in known_tables():
+            raise UnmaskError(f"table={name!r}: must be one of {', '.join(known_tables())}")
+
+
+def measure(
+    chosen: Experiment | str,
+    names: Sequence[str] | None = None,
+    store: Store | Path | str | None = None,
+    jobs: int | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Tables of an experiment by name, for all seeds (and rewind steps); computed where missing.
+
+    Args:
+        chosen: the experiment, or the name of a preset.
+        names: of the tables; all if not given.
+        store: where results are kept, or its folder; by default, see `store.default_root`.
+        jobs: processes to use; by default, one for each core, or one on a GPU. What comes out does
+            not depend on it.
+    Raises UnmaskError: bad input, found before any computing."""
+    from .lab import Lab
+
+    names = known_tables() if names is None else names
+    check_tables(names)
+    e = chosen if isinstance(chosen, Experiment) else experiment(chosen)
+    lab = Lab(e, store if isinstance(store, Store) else Store(store))
+    compute(lab, names, jobs)
+    return {name: read(lab, name) for name in names}
+
+
+def compute(lab: Lab, names: Sequence[str], jobs: int | None = None) -> None:
+    """Put all parts of the named tables into the lab's store, in parallel.
+    Raises UnmaskError: bad input, found before any computing."""
+    check_tables(names)
+    jobs = parallel.check_jobs(jobs, lab.device.type)
+    parents = graph(lab.experiment, names, there=lambda node: lab.store.whole(entry(lab, node)))
+    if parents:
+        lab.load_data()  # before there are several processes to do it
+        parallel.run(plan(lab, parents, jobs), lab, jobs)
+
+
+def read(lab: Lab, name: str) -> pd.DataFrame:
+    """A whole table from the store, its keys as columns in front."""
+    declared, parts = TABLES[name], []
+    for _, keys in declared.parts(lab.experiment):
+        part = declared.read(lab, keys)
+        parts.append(labelled(part, **dict(zip(declared.keys, keys))))
+    return pd.concat(parts, ignore_index=True)
+
+
+def complete(lab: Lab, names: Sequence[str]) -> list[str]:
+    """Those of the named tables that are in the store with all their parts."""
+
+    def whole(name: str) -> bool:
+        parts = TABLES[name].parts(lab.experiment)
+        return all(entry(lab, part) in lab.store for part in parts)
+
+    return [name for name in names if whole(name)]
+
+
+def labelled(table: pd.DataFrame, **labels) -> pd.DataFrame:
+    """The table with constant columns put in front."""
+    return pd.concat([pd.DataFrame(labels, index=table.index), table], axis=1)
+
+
+def levels_below_the_last(e: Experiment, field: str) -> tuple[int, ...]:
+    """The levels that a field names.
+    Raises UnmaskError: one of them has no next level."""
+    levels = getattr(e, field)
+    if levels[-1] >= e.levels:
+        raise UnmaskError(
+            f"{field}={list(levels)}: must be at most {e.levels - 1} each; the chain has levels 0 "
+            f"to {e.levels}, and what is measured needs a next one"
+        )
+    return levels
+
+
+# What is computed, and in which order
+
+
+def entry(lab: Lab, node: Node, ending: bool = True) -> str:
+    """A node's name in the store."""
+    if isinstance(node, Place):
+        return lab.name(node) + TENSORS * ending
+    declared, e = TABLES[node.table], lab.experiment
+    named = dict(zip(declared.keys, node.keys))
+    folder = f"{e.recipe}/seed{named.pop('seed')}"
+    if "rewind_step" in named:
+        folder += f"/rewind{named.pop('rewind_step'):05d}"
+    words = [node.table, *(str(value).replace(" ", "-") for value in named.values())]
+    name = f"{folder}/{'-'.join(words)}-{e.digest(*declared.reads)}"
+    return name + (TENSORS if declared.tensors else TABLE) * ending
+
+
+def graph(
+    e: Experiment, names: Sequence[str], there: Callable[[Node], bool] = lambda node: False
+) -> dict[Node, list[Node]]:
+    """All that is to be computed for the named tables, each with what it is made from.
+
+    What is `there` needs nothing, nor does what only it would need."""
+    parents: dict[Node, list[Node]] = {}
+    waiting = [part for name in names for part in TABLES[name].parts(e)][::-1]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if not there(node):
+            place = isinstance(node, Place)
+            made_from = chains.parents(e, node) if place else TABLES[node[0]].parents(e, node[1])
+            parents[node] = made_from
+            waiting += made_from
+    return parents
+
+
+def plan(lab: Lab, parents: dict[Node, list[Node]], jobs: int) -> list[list[parallel.Task]]:
+    """What is to be computed, as tasks in waves: a wave needs nothing but the waves before it.
+
+    A chain is one lane, which its own processes go down level by level. Seeds that can be trained
+    side by side share a task, as long as there is a task for every one of `jobs`."""
+    lanes = defaultdict(list)
+    for node in parents:
+        lanes[_lane(node)].append(node)
+
+    # a lane's wave comes after those of all lanes it needs
+    @functools.cache
+    def wave_of(lane) -> int:
+        needed = {_lane(parent) for node in lanes[lane] for parent in parents[node]} - {lane}
+        return 1 + max((wave_of(other) for other in needed if other in lanes), default=-1)
+
+    waves = [[] for _ in range(1 + max(map(wave_of, lanes)))]
+    for lane in lanes:
+        waves[wave_of(lane)].append(lane)
+
+    planned = []
+    for wave in waves:
+        trainings = [lane for lane in wave if isinstance(lanes[lane][0], Place)]
+        tasks = []
+        for lane in wave:
+            if lane in trainings:
+                tasks += _training_tasks(lab, lanes[lane], jobs / len(trainings))
+            else:
+                arguments = TABLES[lane.table], lane.keys
+                tasks.append(parallel.Task(measure_part, arguments, (_output(lab, lane),)))
+        # the longest first, so that none of them is left alone at the end
+        planned.append(sorted(tasks, key=lambda task: -task.work))
+    return planned
+
+
+def _lane(node: Node):
+    if isinstance(node, Part):
+        return node
+    return (node.kind, node.rewind_step) if node.level else "dense"
+
+
+def _training_tasks(lab: Lab, places: list[Place], parts: float) -> list[parallel.Task]:
+    places = sorted(places, key=lambda place: (place.level, place.seed))
+    if places[0].kind in chains.CHAINS:  # seeds keep together, a level needs the one before
+        seeds = shared_out(lab, sorted({place.seed for place in places}), parts)
+        groups = [[place for place in places if place.seed in some] for some in seeds]
+    else:
+        groups = shared_out(lab, places, parts)
+    tasks = []
+    for group in groups:
+        alike = len({place.seed for place in group})  # how many are trained side by side
+        outputs = tuple(_output(lab, place, alike) for place in group)
+        tasks.append(parallel.Task(train_places, tuple(group), outputs))
+    return tasks
+
+
+def shared_out(lab: Lab, items: Sequence, parts: float) -> list[Sequence]:
+    """At least `parts` groups of much the same size where there are as many items, of replicates
+    that can be trained side by side."""
+    from .train import replicates_at_once
+
+    largest = replicates_at_once(lab.experiment, lab.device)
+    count = min(len(items), max(math.ceil(parts), math.ceil(len(items) / largest)))
+    ends = [len(items) * i // count for i in range(count + 1)]
+    return [items[first:last] for first, last in zip(ends, ends[1:])]
+
+
+def _output(lab: Lab, node: Node, side_by_side: int = 6) -> parallel.Output:
+    steps, passes = work(lab.experiment, node)
+    # Forward and backward are about three times forward; and to start the operations of a small
+    # network takes as long as two replicates do.
+    small = NETWORKS[lab.experiment.network].signals
+    training = 3 * lab.experiment.batch_size * (1 + 2 / side_by_side * small)
+    return parallel.Output(entry(lab, node), str(node), training * steps + passes)
+
+
+def work(e: Experiment, node: Node) -> tuple[float, float]:
+    """What a node costs beside what it is made from: training steps, and samples that are sent
+    through the network to be measured."""
+    if isinstance(node, Place):
+        return e.steps - node.first_step(), 0
+    declared = TABLES[node.table]
+    return declared.steps(e, *node.keys), declared.passes(e, *node.keys)
+
+
+def measure_part(lab: Lab, declared: Table, keys: tuple) -> None:
+    """Put one part of a table into the store."""
+    declared.read(lab, keys)
+
+
+def train_places(lab: Lab, *places: Place) -> None:
+    """Train what is at these places, level after level, those of a level side by side."""
+    if places[0].kind not in chains.CHAINS:
+        lab.tickets(places)
+        return
+    for _, group in groupby(places, key=lambda place: place.level):
+        lab.tickets(list(group))
