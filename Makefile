@@ -1,5 +1,5 @@
 # make book     compute everything, build the book
-# make test     unit tests, then every notebook, then the built book
+# make test     style and imports, unit tests, then every notebook, then the built book
 # make publish  make book, then refresh the outputs and the figure that are committed
 # make bench    how fast it is, beside the textbook loop and what the machine can do
 # make clean    remove what was built (not what was computed, nor .venv)
@@ -23,10 +23,13 @@ publish: $(INSTALLED)
 
 # The notebooks find in the store what `unmask run` computed, with a progress bar.
 test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(PYTEST) tests --ignore tests/test_built_book.py
 	$(BIN)/unmask run miniature
 	$(PYTEST) --dist loadfile --nbval-lax --nbval-current-env \
-	    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks book
+	    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks book --ignore book/published.ipynb
 	$(BIN)/python book/build.py
 	$(PYTEST) tests/test_built_book.py
 

@@ -1,23 +1,28 @@
 """Compute everything, execute the notebooks, build the book: what `make book` runs.
 
 The book is built from a staged copy (`build/src`), so the sources stay untouched while the links
-of its pages still match the repository. With `--publish` the committed notebooks get the outputs
-of the cells that nbval compares, and the README its figure.
+of its pages still match the repository. With `--publish` the pages about published results are
+composed anew, the committed notebooks get the outputs of the cells that nbval compares, and the
+README its figure.
 """
 
 import argparse
 import base64
+import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 import joblib
 import nbformat
 import yaml
+from pages import PUBLISHED
 
 from unmask.results import versions
 from unmask.store import processor
@@ -32,15 +37,20 @@ README_FIGURE = IMAGES / "02_linear_connectivity.png"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--publish", action="store_true", help="refresh the committed outputs and the README figure")
+    said = "refresh the pages on published results, the committed outputs and the README figure"
+    parser.add_argument("--publish", action="store_true", help=said)
     publish = parser.parse_args().publish
     os.chdir(ROOT)
 
     times = {"compute": timed(run, "unmask", "run", "miniature")}
+    if publish:
+        for preset, about in PUBLISHED.items():
+            nbformat.write(compose(preset), f"notebooks/{about['page']}.ipynb")
     stage()
     notebooks = [page for page in toc_files() if page.suffix == ".ipynb"]
     times["notebooks"] = timed(execute, notebooks)
-    times["pages"] = timed(run, "jupyter-book", "build", SOURCE, "--path-output", "build", "-W", "--keep-going", "-q")
+    quietly = "--path-output", "build", "-W", "--keep-going", "-q"
+    times["pages"] = timed(run, "jupyter-book", "build", SOURCE, *quietly)
     if publish:
         IMAGES.mkdir(exist_ok=True)
         shutil.copy(SOURCE / README_FIGURE, README_FIGURE)
@@ -51,6 +61,42 @@ def main():
     for part, seconds in {**times, "total": sum(times.values())}.items():
         print(f"  {part:<40}{seconds:7.1f} s")
     print(f"\nThe book: {ROOT / INDEX}")
+
+
+def compose(preset):
+    """The page about a published preset: its prose, where `[[name]]` stands for the template's cell
+    of that name.
+
+    What a figure shows of this preset may be said in the lines below that: `title: ...` takes the
+    place of the bold words of its caption, `alt: ...` of its description.
+    """
+    page = nbformat.read(ROOT / "book/published.ipynb", 4)
+    template = {cell.metadata.get("name"): cell for cell in page.cells}
+    parameters = template["parameters"]
+    parameters.source = re.sub('".*?"', f'"{preset}"', parameters.source, count=1)
+    page.cells = []
+    blocks = (ROOT / f"book/published/{preset}.md").read_text().strip().split("\n\n")
+    for is_cell, some in groupby(blocks, lambda block: block.startswith("[[")):
+        if is_cell:
+            figures = PUBLISHED[preset]["figures"]
+            page.cells += [filled_in(template, figures, block) for block in some]
+        else:
+            name = f"words-{len(page.cells)}"
+            page.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(some), id=name))
+    return page
+
+
+def filled_in(template, prefix, block):
+    first, *changes = block.splitlines()
+    cell = copy.deepcopy(template[first.strip("[]")])
+    if "mystnb" in cell.metadata:
+        changes = dict(line.split(": ", 1) for line in changes)
+        figure, image = cell.metadata.mystnb.figure, cell.metadata.mystnb.image
+        figure.name = figure.name.replace("fig", prefix)
+        image.alt = changes.get("alt", image.alt)
+        _, title, caption = figure.caption.split("**", 2)
+        figure.caption = f"**{changes.get('title', title)}**{caption}"
+    return cell
 
 
 def run(command, *arguments):
@@ -64,8 +110,9 @@ def run(command, *arguments):
 
 def execute(notebooks):
     """Execute them side by side: their tables are in the store."""
+    calls = [("unmask", "execute", page, "--output", SOURCE / page) for page in notebooks]
     with ThreadPoolExecutor(min(4, joblib.cpu_count())) as pool:
-        list(pool.map(lambda page: run("unmask", "execute", page, "--output", SOURCE / page), notebooks))
+        list(pool.map(lambda call: run(*call), calls))
     for page in notebooks:
         save_main_figure(page)
 
@@ -77,11 +124,12 @@ def timed(function, *arguments):
 
 
 def stage():
-    """Copy the prose and the configuration; what an earlier build left would show up in the search."""
+    """Copy prose and configuration; what an earlier build left would show up in the search."""
     for folder in (SOURCE, INDEX.parents[1]):
         shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree("book", SOURCE / "book", ignore=shutil.ignore_patterns("*.py", "*.ipynb", "__pycache__", ".*"))
-    (SOURCE / "book/_static").rename(SOURCE / "_static")  # where Jupyter Book looks for style sheets
+    left_out = shutil.ignore_patterns("build.py", "pages.*", "*.ipynb", "published", "__*", ".*")
+    shutil.copytree("book", SOURCE / "book", ignore=left_out)
+    (SOURCE / "book/_static").rename(SOURCE / "_static")  # where style sheets are looked for
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(name, SOURCE / name)
     (SOURCE / "notebooks").mkdir()
@@ -91,25 +139,24 @@ def stage():
 def toc_files():
     """The pages of the book, as paths of this repository in reading order."""
     toc = yaml.safe_load(Path("_toc.yml").read_text())
-    names = [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
-    return [path for name in names for path in (Path(f"{name}.ipynb"), Path(f"{name}.md")) if path.exists()]
+    chapters = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    files = [Path(f"{name}{end}") for name in [toc["root"], *chapters] for end in (".ipynb", ".md")]
+    return [file for file in files if file.exists()]
 
 
 def save_main_figure(page):
     """The introduction shows the figure of each finding, that of the cell tagged `main-figure`."""
     for cell in nbformat.read(SOURCE / page, 4).cells:
         if "main-figure" in cell.metadata.get("tags", []):
-            png = next(output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
+            (png,) = [output.data["image/png"] for output in cell.outputs if "data" in output]
             (SOURCE / IMAGES / f"{page.stem}.png").write_bytes(base64.b64decode(png))
 
 
 def commit_outputs(page):
     """Give the committed notebook the outputs that nbval compares, and no others."""
     notebook, executed = nbformat.read(page, 4), nbformat.read(SOURCE / page, 4)
-    fresh = {cell.id: cell for cell in executed.cells}
-    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
-    if any("nbval-check-output" in cell.metadata.get("tags", []) for cell in notebook.cells):
-        notebook.metadata["unmask"] = {"processor": processor(), "versions": versions()}  # of what is compared
+    fresh, language = {cell.id: cell for cell in executed.cells}, {"name": "python"}
+    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": language}
     for cell in notebook.cells:
         for noise in ("papermill", "execution", "ExecuteTime", "collapsed"):
             cell.metadata.pop(noise, None)
@@ -117,6 +164,8 @@ def commit_outputs(page):
             checked = "nbval-check-output" in cell.metadata.get("tags", [])
             cell.outputs = fresh[cell.id].outputs if checked else []
             cell.execution_count = fresh[cell.id].execution_count if checked else None
+            if checked:  # what its outputs were computed with
+                notebook.metadata["unmask"] = {"processor": processor(), "versions": versions()}
     nbformat.write(notebook, page)
 
 

@@ -605,17 +605,17 @@ def test_bad_images_end_all_processes_in_one_line_each(tree, tmp_path):
 # Real images
 
 REDUCED = dict(
-    train_samples=600,
-    test_samples=300,
-    steps=30,
-    batch_size=60,
+    train_samples=240,
+    test_samples=100,
+    steps=12,
+    batch_size=40,
     levels=2,
     control_every=2,
     rewind_steps=(0, 5),
     probe_levels=(1,),
     limit_levels=(1,),
     prune_ratios=(0.2,),
-    curvature_samples=60,
+    curvature_samples=40,
     lanczos_probes=2,
     lanczos_steps=5,
     seeds=1,

@@ -636,7 +636,7 @@ def pruning_sweep(tables: Tables, e: Experiment) -> Figure:
     prunings, theory = tables["prunings"], best_predictions(tables)
     theory = theory[(theory.height == 1) & (theory.criterion == "random subspace")]
     chosen = sorted(prunings.level.unique())
-    options = dict(rows=2, width=3.5, height=2.8, sharex=True, sharey="row")
+    options = dict(rows=2, width=3.7, height=2.8, sharex=True, sharey="row")
     figure, axes = plots.panels(len(chosen), **options)
     ways = {"projection": {"ls": "--", "mfc": "white"}, "retrained": {"ls": "-"}}
     for column, level in zip(axes.T, chosen):
@@ -701,7 +701,7 @@ def ways_to_projections(tables: Tables, e: Experiment) -> Figure:
     places = {level: at for at, level in enumerate(sorted(ways.level.unique()))}
     densest = ways[(ways.level == min(places)) & (ways.seed == ways.seed.min())]
     once = ways[ways.t == 0]
-    for shift, (mask, style) in zip((0.12, -0.12), _LOOKS.items()):
+    for shift, (mask, style) in zip((-0.12, 0.12), _LOOKS.items()):
         rows = once[once["mask"] == mask]
         at = rows.level.map(places) + shift + 0.05 * (rows.seed - rows.seed.mean())
         left.plot(at, rows.curvature, ls="none", alpha=0.8, label=f"{mask} pruning", **style)

@@ -1,0 +1,178 @@
+"""What belongs to the book alone: its pages, what the paper reports, and what everything costs."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+import unmask
+from unmask import plots, results, tables
+from unmask.chains import RETRAININGS
+from unmask.findings import FINDINGS
+from unmask.verdicts import Overview, Tables, Verdicts, at_latest, dense_errors
+from unmask.verdicts import settings_in_numbers, with_matching
+
+_PAGES = yaml.safe_load(Path(__file__).with_name("pages.yml").read_text())
+PAGES = {finding: about["page"] for finding, about in _PAGES["findings"].items()}
+REPORTED = {finding: about["reported"] for finding, about in _PAGES["findings"].items()}
+PUBLISHED = _PAGES["published"]
+
+
+def overview(verdicts: dict[str, Verdicts], folder: str = "../notebooks/") -> Overview:
+    """Verdicts by preset, beside what the paper reports; `folder` is that of the findings' pages,
+    seen from the page that shows this."""
+    headings = {}
+    for finding, words in REPORTED.items():
+        name = f"Finding {finding}" if finding.isdigit() else f"The {finding}"
+        headings[finding] = f"{name}. The paper reports: <em>{html.escape(words)}</em>"
+    pages = {finding: f"{folder}{page}.html" for finding, page in PAGES.items()}
+    return Overview(verdicts, pages, headings)
+
+
+def numbers(shown: Tables, e: unmask.Experiment, provenance: dict) -> dict[str, float | str]:
+    """What published results are of and where they come from, by name, and the numbers of each
+    finding whose tables are there, its name in front; errors and shares in percent."""
+    levels, settings = shown["levels"], settings_in_numbers(e)
+    late = at_latest(with_matching(levels, e), e)
+    networks = {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}
+    found = {
+        "setting": networks.get(e.network, e.network),
+        "data": {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(e.dataset, e.folder or e.dataset),
+        "weights": levels.survivors.max(),
+        "dense_error": 100 * dense_errors(levels).mean(),
+        "sparsest": 100 * late[late.matching].groupby("seed").density.min().mean(),
+        "last_error": 100 * late[late.level == e.levels].test_error.mean(),
+        "last_density": 100 * levels.density.min(),
+        "core_hours": provenance["core_seconds"] / 3600,
+        "commit": provenance["published from commit"],
+    }
+    found |= {name: provenance[name] for name in ("computed", "processor")}
+    for finding, about in _PAGES["findings"].items():
+        if set(about["tables"]) <= set(shown):
+            module = FINDINGS[finding]
+            name = module.__name__.rpartition(".")[2]
+            of_it = module.numbers(shown, e).items()
+            found |= {f"{name}_{key}": value for key, value in of_it if key not in settings}
+    return settings | found
+
+
+# What it costs: `measured` is what `make bench` wrote
+
+_COLUMNS = {
+    "ms": ("milliseconds", 1, "{:,.2f}"),
+    "per second": ("per second", 1, "{:,.0f}"),
+    "GFLOP/s": ("GFLOP/s", 1, "{:.1f}"),
+    "% of matrix product": ("of matrix product", 100, "{:.0f}"),
+    "ours, times as fast": ("ours, times as fast", 1, "{:.1f}"),
+    "peak MB": ("peak MB", 1, "{:,.0f}"),
+}
+# work, column, what to multiply it by, the most milliseconds or the least of another, unit
+_TARGETS = (
+    ("training miniature", "textbook ratio", 1, 2, "times the textbook loop"),
+    ("training mnist_lenet", "textbook ratio", 1, 15, "times the textbook loop"),
+    ("training mnist_lenet", "of matrix product", 100, 50, "% of the matrix product's rate"),
+    (
+        "open_lth's training of LeNet-300-100",
+        "ours, times as fast",
+        1,
+        10,
+        "times slower than ours",
+    ),
+    ("book, empty store", "milliseconds", 1 / 60_000, 12, "minutes"),
+    ("start of unmask presets", "milliseconds", 1 / 1000, 0.5, "seconds"),
+    ("imports of a notebook", "milliseconds", 1 / 1000, 3, "seconds"),
+)
+
+
+def bench_table(measured: dict) -> pd.DataFrame:
+    """Milliseconds, rates, and ratios of one run."""
+    wanted = [column for column, *_ in _COLUMNS.values()]
+    rows = pd.DataFrame(measured["rows"]).T
+    ratios, kept = rows["textbook ratio"], rows.reindex(columns=["from commit"])["from commit"]
+    rows = rows.reindex(columns=wanted).fillna({"ours, times as fast": ratios})
+    table = pd.DataFrame(index=rows.index)
+    for name, (column, scale, form) in _COLUMNS.items():
+        table[name] = [form.format(scale * cell) if cell == cell else "–" for cell in rows[column]]
+    names = [f"{name} (before, at {at})" if at == at else name for name, at in kept.items()]
+    return table.set_axis(names).rename_axis("work")
+
+
+def bench_targets(measured: dict) -> pd.DataFrame:
+    """What was aimed at before anything was measured, and what was found; works that were not timed
+    are left out."""
+    rows = []
+    for work, column, scale, aim, unit in _TARGETS:
+        if work in measured["rows"]:
+            found, most = scale * measured["rows"][work][column], column == "milliseconds"
+            met = "yes" if (found <= aim if most else found >= aim) else "no"
+            rows.append(
+                (work, f"at {'most' if most else 'least'} {aim} {unit}", f"{found:.1f}", met)
+            )
+    return pd.DataFrame(rows, columns=["work", "aim", "measured", "met"]).set_index("work")
+
+
+def costs(measured: dict) -> pd.DataFrame:
+    """Core-hours of training from an empty store, by preset: steps counted, times the time of one.
+
+    Of presets whose step was not timed it is extrapolated from how many operations it has, at the
+    rate of ResNet-20's (≈).
+    """
+    rows, timed, operations = {}, measured["rows"], measured["GFLOP a step"]
+    for name, e in unmask.PRESETS.items():
+        if name == "smoke" or name not in operations:  # made for tests, or after the bench was run
+            continue
+        row, steps = timed.get(f"training {name}"), training_steps(e)
+        seconds = operations[name] / timed["training cifar10_resnet20"]["GFLOP/s"]
+        step = row["milliseconds"] if row else 1000 * seconds
+        rows[name] = {purpose: f"{count / 1e6:,.2f}" for purpose, count in steps.items()}
+        amounts = ("ms a step", step, 2), ("core-hours", sum(steps.values()) * step / 3.6e6, 1)
+        for column, amount, digits in amounts:
+            roughly = f"≈{float(f'{amount:.2g}'):,.0f}"
+            rows[name][column] = f"{amount:,.{digits}f}" if row else roughly
+    return pd.DataFrame(rows).T.rename_axis("preset (millions of steps)")
+
+
+def training_steps(e: unmask.Experiment) -> dict[str, float]:
+    """How many training steps of one network an empty store costs, by what they are for."""
+    purposes = {"perturbations": "Finding 2", "prunings": "Finding 3"}
+    purposes |= dict.fromkeys(RETRAININGS, "Finding 4")
+    steps = dict.fromkeys(("Findings 0 and 1", *purposes.values()), 0)
+    for node in tables.graph(e, tables.known_tables()):  # of a kind of network, or of a table
+        steps[purposes.get(node[0], "Findings 0 and 1")] += tables.work(e, node)[0]
+    return steps
+
+
+def provenances(folder: Path = results.FOLDER) -> pd.io.formats.style.Styler:
+    """Where each published result comes from; nothing is cut off."""
+    columns = "tables", "computed", "core-hours", "processor", "device", "published from commit"
+    rows = {}
+    for name in results.published_names(folder):
+        told = results.provenance(name, folder)
+        told["tables"] = len(list((folder / name).glob("*.csv")))
+        told["core-hours"] = f"{told['core_seconds'] / 3600:.1f}"
+        rows[name] = {column: told[column] for column in columns}
+    shown = pd.DataFrame(rows).T.rename_axis("published").style
+    return shown.set_uuid("published").set_table_attributes('class="dataframe"')
+
+
+def growth(measured: dict) -> Figure:
+    """Time against what there is more of, both relative to the least: a panel for each of `growth`.
+    Dotted: in proportion."""
+    measured = measured["growth"]
+    figure, axes = plots.panels(len(measured), width=2.7, height=3, sharey=True)
+    for ax, (name, style) in zip(axes[0], plots.styles(measured).items()):
+        amounts, seconds = np.array(measured[name]).T
+        ax.plot(amounts, seconds / seconds[0], **style)
+        ax.plot(amounts, amounts / amounts[0], color="0.3", lw=1, ls=":")
+        ax.set(xscale="log", yscale="log", xlabel=name)
+        ax.set_title(f"{seconds[0]:.2g} s at {amounts[0]:,.0f}")
+        ax.set_xticks(amounts, [f"{amount:,.0f}" for amount in amounts])
+        plots.plain_log(ax.yaxis)
+        ax.minorticks_off()
+    axes[0, 0].set_ylabel("time, relative to the least")
+    return figure
