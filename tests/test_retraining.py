@@ -267,3 +267,17 @@ def test_methods_are_judged_where_weight_rewinding_matches_and_is_sparse():
 def test_a_gap_is_refilled_from_the_presets_share_on():
     judged = retraining.with_refilled(pd.DataFrame({"below": [0.0999, 0.1, 0.3]}), E)
     assert judged.refilled.tolist() == [False, True, True]
+
+
+def test_a_store_from_before_there_were_courses_gets_them(tiny, store):
+    lab = Lab(tiny.but(seeds=1, levels=2), store)
+    before = unmask.measure(lab.experiment, ["refill"], store, jobs=1)["refill"]
+    for name in list(store.names()):
+        if "/level" in name:
+            tensors = store.tensors(name.removesuffix(TENSORS))
+            old = {key: tensor for key, tensor in tensors.items() if "course" not in key}
+            store.put_tensors(name.removesuffix(TENSORS), old)
+        if "refill" in name:
+            (store.root / f"{name}.json").unlink()
+    again = unmask.measure(lab.experiment, ["refill"], store, jobs=1)["refill"]
+    assert len(before) > 0 and again.equals(before)

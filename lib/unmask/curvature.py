@@ -23,7 +23,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from . import networks
 from .data import Split
-from .errors import UnmaskError
+from .errors import Degenerate, UnmaskError
 from .pruning import Mask
 
 # torch says this of itself when it first differentiates forward.
@@ -175,7 +175,7 @@ def lanczos(operator: LinearOperator, start: np.ndarray, stops: Sequence[int]) -
     diagonal, beside = np.zeros((probes, steps)), np.zeros((probes, steps))
     vectors = start / np.linalg.norm(start, axis=0)
     for step in range(steps):
-        # one step of all columns together
+        # One step of every column: the next direction is the image of the last.
         basis[:, step] = vectors.T
         images = operator.matmat(vectors)
         diagonal[:, step] = (vectors * images).sum(0)
@@ -183,10 +183,12 @@ def lanczos(operator: LinearOperator, start: np.ndarray, stops: Sequence[int]) -
         for found, image in zip(basis[:, : step + 1], images.T):
             for _ in range(2):
                 image -= found.T @ (found @ image)
+        # What is left has length 0 where the Krylov space has ended.
         length = np.linalg.norm(images, axis=0)
-        ended = np.tile(length > 0, (size, 1))
-        vectors = np.divide(images, length, out=np.zeros_like(images), where=ended)
+        left = np.tile(length > 0, (size, 1))
+        vectors = np.divide(images, length, out=np.zeros_like(images), where=left)
         beside[:, step] = length
+    # The first steps of the tridiagonal matrix are that of fewer steps.
     spectra = []
     for stop in stops:
         rows = [
@@ -204,5 +206,5 @@ def curvature_along(operator: LinearOperator, vectors: np.ndarray) -> np.ndarray
     Raises UnmaskError: a vector is zero."""
     squares = (vectors**2).sum(0)
     if not (squares > 0).all():
-        raise UnmaskError("the curvature along a zero vector is not defined")
+        raise Degenerate("the curvature along a zero vector is not defined")
     return (vectors * operator.matmat(vectors)).sum(0) / squares

@@ -1,4 +1,4 @@
-"""The one error that users are meant to see."""
+"""The errors that users are meant to see."""
 
 
 class UnmaskError(ValueError):
@@ -8,3 +8,7 @@ class UnmaskError(ValueError):
     def _render_traceback_(self):
         # IPython asks the exception itself; a notebook's reader needs the line, not fifty frames.
         return [f"{type(self).__name__}: {self}"]
+
+
+class Degenerate(UnmaskError):
+    """A network that has come to nothing, as pruning may make one: other work goes on."""

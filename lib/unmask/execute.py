@@ -56,9 +56,10 @@ def check(notebook: Path, parameters: dict) -> None:
     if "settings" not in known:  # a page about published results, which says itself what there is
         return
     given = {name: value for name, value in parameters.items() if name != "jobs"}
-    if twice := [name for name in given.get("settings") or () if name in known]:
+    settings = given.get("settings") or {}
+    if twice := [name for name in known if isinstance(settings, dict) and name in settings]:
         said = f"{twice[0]} is a parameter of the notebook; set it there"
-        raise UnmaskError(f"settings={given['settings']!r}: {said}")
+        raise UnmaskError(f"settings={settings!r}: {said}")
     check_jobs(parameters.get("jobs"))
     Lab(experiment(**given), Store())
 

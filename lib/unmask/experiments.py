@@ -285,6 +285,13 @@ class Experiment:
         return range(self.first_seed, self.first_seed + self.seeds)
 
     @property
+    def evaluated(self) -> tuple[int, int]:
+        """Test and training samples a network is measured on, to tell what that costs; where the
+        experiment takes all there are, a guess."""
+        train = self.train_measured or self.train_samples
+        return self.test_samples or 10_000, train or 50_000
+
+    @property
     def earliest(self) -> int:
         """The first rewind step."""
         return self.rewind_steps[0]

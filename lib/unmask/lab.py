@@ -205,10 +205,12 @@ class Lab:
         kind, seed, rewind_step, level = place
         keep, order = self.survivors(level), (seed, "order", level)
         if kind in CHAINS:
-            # prune the solution before by magnitude; rewind, or go on from what the cut leaves
+            # Train: what the level before ended in.
             solution, mask, _ = self.ticket(kind, seed, rewind_step, level - 1)
+            # Prune: of its survivors the smallest go, over all layers together.
             mask = pruning.prune_magnitude(solution, mask, keep)
             threshold = pruning.threshold(solution, mask)
+            # Rewind: the others go back to the rewind step, or on from where they are.
             rewinds = kind not in RETRAININGS
             state = self.rewind_point(seed, rewind_step) if rewinds else solution
             return Start(state, mask, order, threshold)

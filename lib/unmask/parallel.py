@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import heapq
+import itertools
 import os
 import sys
 import threading
@@ -17,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import processes
-from .errors import UnmaskError
+from .errors import Degenerate, UnmaskError
 from .experiments import Experiment
 from .store import Store
 
@@ -44,11 +46,13 @@ class Output(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A call `function(lab, *args)` that puts `outputs` into the store, in this order."""
+    """A call `function(lab, *args)` that puts `outputs` into the store, in this order, and finds
+    there what it `needs`, by name."""
 
     function: Callable
     args: tuple
     outputs: tuple[Output, ...]
+    needs: frozenset[str] = frozenset()
 
     @property
     def work(self) -> float:
@@ -71,11 +75,9 @@ def check_jobs(jobs: int | None, device: str = "cpu") -> int:
 def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
     """Do all tasks, wave after wave, `jobs` at a time, one thread each.
 
-    Processes that torchrun started do them one by one instead, each together.
-    Raises UnmaskError: what a task raised; or a worker was killed."""
-    import joblib
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
+    What fails because a network has come to nothing is said at the end; what does not need it goes
+    on. Processes that torchrun started do the tasks one by one instead, each together.
+    Raises UnmaskError: what tasks raised; or a worker was killed."""
     if processes.count() > 1:
         shown = Progress(waves, lab.store, 1) if processes.rank() == 0 else contextlib.nullcontext()
         with shown:
@@ -86,21 +88,44 @@ def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
     os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
     # After a large Hessian joblib replaces a worker, which is as it should be.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
-    with Progress(waves, lab.store, jobs):
+    failed, left = [], 0
+    with Progress(waves, lab.store, jobs) as shown:
         for wave in waves:
-            pool = joblib.Parallel(n_jobs=min(jobs, len(wave)), batch_size=1, pre_dispatch=jobs)
-            root = str(lab.store.root)
-            try:
-                pool(joblib.delayed(_do)(task, lab.experiment, root) for task in wave)
-            except TerminatedWorkerError as error:
-                raise UnmaskError(
-                    "a worker process was killed, perhaps for want of memory; what was finished is "
-                    "in the store, and a smaller number of jobs needs less"
-                ) from error
+            ready = [task for task in wave if all(name in lab.store for name in task.needs)]
+            left += len(wave) - len(ready)
+            failed += filter(None, _do_all(ready, lab, jobs))
+            shown.end_wave()
+    if failed:
+        need = f"; {left} tasks need them and were not tried" if left else ""
+        said = f"{'; '.join(failed)}{need}; all else is in the store"
+        raise UnmaskError(said)
 
 
-def _do(task: Task, experiment: Experiment, root: str) -> None:
-    _call(_lab(experiment, root), task)
+def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int) -> list[str | None]:
+    """What went wrong in each."""
+    import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    if not tasks:
+        return []
+    pool = joblib.Parallel(n_jobs=min(jobs, len(tasks)), batch_size=1, pre_dispatch=jobs)
+    root = str(lab.store.root)
+    try:
+        return pool(joblib.delayed(_do)(task, lab.experiment, root) for task in tasks)
+    except TerminatedWorkerError as error:
+        raise UnmaskError(
+            "a worker process was killed, perhaps for want of memory; what was finished is in the "
+            "store, and a smaller number of jobs needs less"
+        ) from error
+
+
+def _do(task: Task, experiment: Experiment, root: str) -> str | None:
+    lab = _lab(experiment, root)
+    try:
+        _call(lab, task)
+    except Degenerate as error:
+        missing = next(output for output in task.outputs if output.name not in lab.store)
+        return f"{missing.label}: {error}"
 
 
 def _call(lab: Lab, task: Task) -> None:
@@ -118,6 +143,13 @@ def _lab(experiment: Experiment, root: str) -> Lab:
     return Lab(experiment, Store(root))
 
 
+class _Unfinished:
+    """What is left of a task, and for how long what comes next has been under way."""
+
+    def __init__(self, task: Task):
+        self.outputs, self.seconds = list(task.outputs), 0.0
+
+
 class Progress:
     """Shows how many trainings and measurements are done, which are at work, how many remain, and
     the time left.
@@ -128,10 +160,11 @@ class Progress:
         self, waves: Sequence[Sequence[Task]], store: Store, jobs: int, interval: float = 15
     ):
         self.store, self.jobs, self.interval = store, jobs, interval
-        self.waves = [[list(task.outputs) for task in wave] for wave in waves]
-        self.total = sum(len(outputs) for wave in self.waves for outputs in wave)
+        self.waves = [[_Unfinished(task) for task in wave] for wave in waves]
+        self.total = sum(len(task.outputs) for wave in waves for task in wave)
         self.all_work = sum(task.work for wave in waves for task in wave)
-        self.done_work, self.busy_seconds, self.since = 0.0, 0.0, 0.0
+        self.done_work = self.done_seconds = 0.0
+        self.over = 0  # waves
         self.began = self.seen = time.monotonic()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -168,7 +201,8 @@ class Progress:
         from tqdm import tqdm
 
         passed = tqdm.format_interval(seconds)
-        line = f"unmask: {self.total - remaining} of {self.total} done in {passed}"
+        done = self.total - remaining - self._outputs(self.waves[: self.over])
+        line = f"unmask: {done} of {self.total} done in {passed}"
         if remaining:
             line += f", {remaining} remain, {self._left()}; now {self._now()}"
         return line
@@ -179,32 +213,44 @@ class Progress:
         `seconds`: since the last look, if not by the clock."""
         now = time.monotonic()
         passed, self.seen = now - self.seen if seconds is None else seconds, now
-        self.busy_seconds += passed * min(self.jobs, self._tasks_left())
-        before, remaining = self.done_work, 0
-        for wave in self.waves:
-            for outputs in wave:
-                while outputs and outputs[0].name in self.store:
-                    self.done_work += outputs.pop(0).work
-                remaining += len(outputs)
-        self.since = 0 if self.done_work > before else self.since + passed
-        return remaining
+        for task in self._at_work():
+            task.seconds += passed
+        for task in itertools.chain.from_iterable(self.waves):
+            while task.outputs and task.outputs[0].name in self.store:
+                self.done_work += task.outputs.pop(0).work
+                self.done_seconds += task.seconds
+                task.seconds = 0.0
+        return self._outputs(self.waves[self.over :])
 
-    def _tasks_left(self) -> int:
-        """In the wave that is at work."""
-        left = ([outputs for outputs in wave if outputs] for wave in self.waves)
-        return len(next((tasks for tasks in left if tasks), []))
+    def end_wave(self) -> None:
+        """What the wave at work has not put into the store by now, it will not."""
+        self.over += 1
+
+    @staticmethod
+    def _outputs(waves: Sequence[Sequence[_Unfinished]]) -> int:
+        return sum(len(task.outputs) for wave in waves for task in wave)
+
+    def _at_work(self) -> list[_Unfinished]:
+        # Tasks start in order and write their outputs in order: the first unfinished ones are those
+        # at work.
+        waves = ([task for task in wave if task.outputs] for wave in self.waves[self.over :])
+        return next((tasks for tasks in waves if tasks), [])[: self.jobs]
 
     def seconds_left(self) -> float | None:
         """By the work that is left, at the rate that this run has shown until now.
 
-        A wave lasts at least as long as its longest task, and its end is waited for."""
-        if self.done_work < 0.02 * self.all_work or not self.busy_seconds:
+        A wave lasts as long as its processes need that take its tasks in order, and its end is
+        waited for."""
+        if self.done_work < 0.02 * self.all_work or not self.done_seconds:
             return None  # start-up would count for too much
-        rate, left = self.done_work / self.busy_seconds, 0.0
-        for wave in self.waves:
-            tasks = [sum(output.work for output in outputs) for outputs in wave]
-            left += max(sum(tasks) / self.jobs, max(tasks)) / rate
-        return max(0.0, left - self.since)  # what is under way is partly done
+        rate, left = self.done_work / self.done_seconds, 0.0
+        for wave in self.waves[self.over :]:
+            ends = [0.0] * self.jobs
+            for task in wave:
+                work = sum(output.work for output in task.outputs)
+                heapq.heapreplace(ends, ends[0] + max(0.0, work / rate - task.seconds))
+            left += max(ends)
+        return left
 
     def _left(self) -> str:
         from tqdm import tqdm
@@ -213,8 +259,4 @@ class Progress:
         return f"about {'?' if seconds is None else tqdm.format_interval(seconds)} left"
 
     def _now(self) -> str:
-        # Tasks start in order and write their outputs in order: the first unfinished ones are those
-        # at work.
-        tasks = next((wave for wave in self.waves if any(wave)), [])
-        at_work = [outputs[0].label for outputs in tasks if outputs]
-        return "; ".join(at_work[: self.jobs])
+        return "; ".join(task.outputs[0].label for task in self._at_work())

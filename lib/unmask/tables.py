@@ -269,11 +269,12 @@ def plan(lab: Lab, parents: dict[Node, list[Node]], jobs: int) -> list[list[para
 
     A chain is one lane, which its own processes go down level by level. Seeds that can be trained
     side by side share a task, as long as there is a task for every one of `jobs`."""
+    # Bundle: the networks of one kind and rewind step, all seeds and levels, are one lane.
     lanes = defaultdict(list)
     for node in parents:
         lanes[_lane(node)].append(node)
 
-    # a lane's wave comes after those of all lanes it needs
+    # Order: a lane's wave comes after those of all lanes it needs.
     @functools.cache
     def wave_of(lane) -> int:
         needed = {_lane(parent) for node in lanes[lane] for parent in parents[node]} - {lane}
@@ -283,17 +284,19 @@ def plan(lab: Lab, parents: dict[Node, list[Node]], jobs: int) -> list[list[para
     for lane in lanes:
         waves[wave_of(lane)].append(lane)
 
+    # Share out: the trainings of a wave among all processes, a measurement to one.
     planned = []
     for wave in waves:
         trainings = [lane for lane in wave if isinstance(lanes[lane][0], Place)]
         tasks = []
         for lane in wave:
             if lane in trainings:
-                tasks += _training_tasks(lab, lanes[lane], jobs / len(trainings))
+                groups = _training_groups(lab, lanes[lane], jobs / len(trainings))
+                tasks += [_task(lab, parents, train_places, group, group) for group in groups]
             else:
                 arguments = TABLES[lane.table], lane.keys
-                tasks.append(parallel.Task(measure_part, arguments, (_output(lab, lane),)))
-        # the longest first, so that none of them is left alone at the end
+                tasks.append(_task(lab, parents, measure_part, arguments, [lane]))
+        # The longest first, so that none of them is left alone at the end.
         planned.append(sorted(tasks, key=lambda task: -task.work))
     return planned
 
@@ -304,19 +307,25 @@ def _lane(node: Node):
     return (node.kind, node.rewind_step) if node.level else "dense"
 
 
-def _training_tasks(lab: Lab, places: list[Place], parts: float) -> list[parallel.Task]:
+def _training_groups(lab: Lab, places: list[Place], parts: float) -> list[Sequence[Place]]:
+    """Of one lane: what each task trains."""
     places = sorted(places, key=lambda place: (place.level, place.seed))
-    if places[0].kind in chains.CHAINS:  # seeds keep together, a level needs the one before
-        seeds = shared_out(lab, sorted({place.seed for place in places}), parts)
-        groups = [[place for place in places if place.seed in some] for some in seeds]
-    else:
-        groups = shared_out(lab, places, parts)
-    tasks = []
-    for group in groups:
-        alike = len({place.seed for place in group})  # how many are trained side by side
-        outputs = tuple(_output(lab, place, alike) for place in group)
-        tasks.append(parallel.Task(train_places, tuple(group), outputs))
-    return tasks
+    if places[0].kind not in chains.CHAINS:
+        return shared_out(lab, places, parts)
+    # seeds keep together, for a level needs the one before
+    groups = shared_out(lab, sorted({place.seed for place in places}), parts)
+    return [[place for place in places if place.seed in seeds] for seeds in groups]
+
+
+def _task(lab: Lab, parents: dict, function: Callable, arguments, nodes: list) -> parallel.Task:
+    """One that computes some nodes, which have these parents."""
+    alike = 6
+    if isinstance(nodes[0], Place):  # how many are trained side by side
+        alike = len({place.seed for place in nodes})
+    outputs = tuple(_output(lab, node, alike) for node in nodes)
+    needs = {entry(lab, parent) for node in nodes for parent in parents[node]}
+    needs -= {output.name for output in outputs}
+    return parallel.Task(function, tuple(arguments), outputs, frozenset(needs))
 
 
 def shared_out(lab: Lab, items: Sequence, parts: float) -> list[Sequence]:
@@ -330,7 +339,7 @@ def shared_out(lab: Lab, items: Sequence, parts: float) -> list[Sequence]:
     return [items[first:last] for first, last in zip(ends, ends[1:])]
 
 
-def _output(lab: Lab, node: Node, side_by_side: int = 6) -> parallel.Output:
+def _output(lab: Lab, node: Node, side_by_side: int) -> parallel.Output:
     steps, passes = work(lab.experiment, node)
     # Forward and backward are about three times forward; and to start the operations of a small
     # network takes as long as two replicates do.

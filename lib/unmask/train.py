@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import data, networks, processes, pruning
-from .errors import UnmaskError
+from .errors import Degenerate, UnmaskError
 from .experiments import NETWORKS, Experiment
 from .networks import State
 from .store import Store
@@ -103,25 +103,27 @@ def train(
     orders = [replicate.order for replicate in replicates]
     with networks.kernels(network, e.precision), single_thread():
         for step, (x, y) in enumerate(batches(e, split, orders, begin, snapshots[-1]), begin):
-            # the sum of the replicates' mean losses: each gets the gradient of its own
+            # The sum of the replicates' mean losses: each gets the gradient of its own.
             loss = F.cross_entropy(logits_of(x), y, reduction="sum") * count / len(y)
             network.zero_grad()
             loss.backward()
             with torch.no_grad():
+                # As torch.optim.SGD, for all parameters in one vector.
                 gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])
                 update = velocity.mul_(e.momentum).add_(gradient) if e.momentum else gradient
                 if e.weight_decay:
                     update.add_(weights, alpha=e.weight_decay)
                 rate = learning_rate(e, step) if lr is None else lr
                 weights.sub_(update, alpha=rate)
-                weights.mul_(alive)  # pruned weights stay zero
+                # Back into the axial subspace: pruned weights stay exactly zero.
+                weights.mul_(alive)
             unfinished.record(step + 1)
             unfinished.keep(step + 1)
     for order, state in zip(orders, unfinished.states[snapshots[-1]]):
         if not all(tensor.isfinite().all() for tensor in state.values()):
             said = f"weights are not finite after step {snapshots[-1]} with lr={e.lr}"
             name = "/".join(map(str, order))
-            raise UnmaskError(f"training diverged: {said} and data order {name}")
+            raise Degenerate(f"training diverged: {said} and data order {name}")
     return unfinished.by_replicate()
 
 

@@ -23,9 +23,9 @@ _KEYS = ["seed", "rewind_step", "level", "next_level"]
 
 
 def _paths(e: Experiment, seed: int, rewind_step: int) -> float:
-    measured = e.test_samples + (e.train_measured or e.train_samples)
-    reestimated = 3 * (measured + (e.train_measured or e.train_samples))
-    return e.levels * (e.barrier_points * measured + reestimated)
+    test, train = e.evaluated
+    reestimated = 3 * (test + 2 * train)
+    return e.levels * (e.barrier_points * (test + train) + reestimated)
 
 
 @table(("seed", "rewind_step"), reads=("levels", "barrier_points", "train_measured"), passes=_paths)
@@ -49,7 +49,7 @@ def segments(lab, seed, rewind_step) -> pd.DataFrame:
 @table(
     ("seed", "rewind_step"),
     reads=("levels",),
-    passes=lambda e, *keys: (e.levels + 1) * (e.levels + 2) / 2 * e.test_samples,
+    passes=lambda e, *keys: (e.levels + 1) * (e.levels + 2) / 2 * e.evaluated[0],
 )
 def pairs(lab, seed, rewind_step) -> pd.DataFrame:
     """Test-error barrier at the midpoint between every two levels of one chain.

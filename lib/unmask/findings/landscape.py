@@ -22,7 +22,7 @@ import unmask
 
 from .. import plots
 from ..chains import place
-from ..errors import UnmaskError
+from ..errors import Degenerate
 from ..experiments import Experiment
 from ..plots import PERCENT, by_step
 from ..tables import table
@@ -73,7 +73,7 @@ def plane(a: dict, b: dict, c: dict, weights: tuple[str, ...]) -> Plane:
 
     Args:
         weights: names of the prunable weights, in which lengths and angles are measured.
-    Raises UnmaskError: two of the networks have the same prunable weights, or all three lie on one
+    Raises Degenerate: two of the networks have the same prunable weights, or all three lie on one
     line."""
     start = {name: tensor.double() for name, tensor in a.items()}
     surface = Plane(start, {}, {}, tuple(weights))
@@ -81,14 +81,14 @@ def plane(a: dict, b: dict, c: dict, weights: tuple[str, ...]) -> Plane:
     lengths = [surface.dot(side, side) ** 0.5 for side in (along, up)]
     if min(lengths) == 0:
         said = "two of these have the same prunable weights"
-        raise UnmaskError(f"a plane needs three different networks: {said}")
+        raise Degenerate(f"a plane needs three different networks: {said}")
     # Gram-Schmidt: what `c` has of the first axis is taken out of it
     first = {name: tensor / lengths[0] for name, tensor in along.items()}
     shared = surface.dot(up, first)
     up = {name: tensor - shared * first[name] for name, tensor in up.items()}
     height = surface.dot(up, up) ** 0.5
     if height <= _PARALLEL * lengths[1]:
-        raise UnmaskError("a plane needs three networks that do not lie on one line: these do")
+        raise Degenerate("a plane needs three networks that do not lie on one line: these do")
     box = np.array([(0, 0), (lengths[0], 0), (shared, height)])
     second = {name: tensor / height for name, tensor in up.items()}
     return surface._replace(first=first, second=second, low=box.min(0), high=box.max(0))
@@ -119,7 +119,7 @@ _READS = ("levels", "barrier_points", "plane_points")
 
 
 def _points(e: Experiment, *keys) -> float:
-    return (e.plane_points + 3) ** 2 * e.test_samples
+    return (e.plane_points + 3) ** 2 * e.evaluated[0]
 
 
 @table(("seed", "rewind_step", "plane"), reads=_READS, passes=_points)

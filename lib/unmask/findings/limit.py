@@ -21,7 +21,7 @@ import unmask
 
 from .. import plots
 from ..chains import place
-from ..errors import UnmaskError
+from ..errors import Degenerate, UnmaskError
 from ..experiments import Experiment
 from ..plots import DASHES, PERCENT, mean_and_range, styles, threshold_line
 from ..tables import Part, levels_below_the_last, table
@@ -131,9 +131,11 @@ def max_pruning_ratio(spectrum, distances: np.ndarray, eps: float) -> np.ndarray
         raise UnmaskError("distances must not fall as more weights are removed")
 
     def allowed(values, weights) -> int:
-        low, high = 0, size + 1  # 0 is allowed, size + 1 is not
+        # Bisection: `low` is allowed, `high` is not, and what is allowed ends between them.
+        low, high = 0, size + 1
         while high - low > 1:
             m = (low + high) // 2
+            # rounding does not decide where m is exactly what is predicted
             fits = m <= predicted_dimension(values, weights, distances[m], eps) * (1 + 1e-9)
             low, high = (m, high) if fits else (low, m)
         return low
@@ -156,7 +158,8 @@ def convexify(hessian: np.ndarray, cutoff: float = 1e-8) -> tuple[np.ndarray, np
     least = cutoff * values[-1]
     if least <= 0:
         said = f"no direction has positive curvature (largest eigenvalue {values[-1]:.3g})"
-        raise UnmaskError(said)
+        raise Degenerate(said)
+    # Add along each eigenvector what its eigenvalue lacks; in place, for these are large.
     low = int((values < least).sum())
     raised = vectors[:, :low] * np.sqrt(least - values[:low])
     del vectors
@@ -259,10 +262,14 @@ def curvature(lab, seed, level) -> dict:
         for steps, spectrum in zip(stops, estimate(operator, e.lanczos_probes, stops, draws)):
             found |= {f"{steps}.values": spectrum.values, f"{steps}.weights": spectrum.weights}
     if exact:
-        values, hessian = convexify(hessian)
+        try:
+            values, hessian = convexify(hessian)
+            rises = [least_rises(hessian, solution.weights, solution.order(kind)) for kind in MASKS]
+        except Degenerate:  # of a dead network: nothing rises, whatever is removed
+            values = scipy.linalg.eigvalsh(hessian)
+            rises = [np.zeros(len(values) + 1) for _ in MASKS]
         found |= {"0.values": values[None], "0.weights": np.ones((1, len(values)))}
-        for kind in MASKS:
-            found[kind] = least_rises(hessian, solution.weights, solution.order(kind))
+        found |= dict(zip(MASKS, rises))
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in found.items()}
 
 
@@ -373,7 +380,7 @@ def _sweep(e: Experiment, seed: int, level: int) -> float:
 
 
 def _paths(e: Experiment, seed: int, level: int) -> float:
-    return 2 * len(MASKS) * len(e.prune_ratios) * e.barrier_points * e.test_samples
+    return 2 * len(MASKS) * len(e.prune_ratios) * e.barrier_points * e.evaluated[0]
 
 
 _SWEEP = ("rewind_steps", "prune_ratios", "barrier_points")

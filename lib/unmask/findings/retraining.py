@@ -102,7 +102,7 @@ def all_chains(e, seed):
 
 
 def _cuts(e: Experiment, seed: int) -> float:
-    return 3 * e.levels * (e.test_samples + (e.train_measured or e.train_samples))
+    return 3 * e.levels * sum(e.evaluated)
 
 
 @table(("seed",), reads=("levels", "rewind_steps", "train_measured"), passes=_cuts)
@@ -140,7 +140,7 @@ def removed_length(state, mask, sparser) -> float:
 
 
 def _paths(e: Experiment, seed: int) -> float:
-    return len(CHAINS) * len(e.control_levels) * (e.barrier_points + 1) * e.test_samples
+    return len(CHAINS) * len(e.control_levels) * (e.barrier_points + 1) * e.evaluated[0]
 
 
 @table(

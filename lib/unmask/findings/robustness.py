@@ -91,7 +91,7 @@ def _trainings(e: Experiment, seed: int, rewind_step: int, level: int) -> float:
 
 
 def _paths(e: Experiment, *keys) -> float:
-    return (len(e.perturbation_lengths) + 1) * e.barrier_points * e.test_samples
+    return (len(e.perturbation_lengths) + 1) * e.barrier_points * e.evaluated[0]
 
 
 @table(

@@ -15,7 +15,7 @@ from ..verdicts import settings_in_numbers, where_imp_matches, with_matching
 
 
 def _evaluations(e: Experiment, *keys) -> float:
-    return (e.levels + 1) * (e.test_samples + e.train_samples)
+    return (e.levels + 1) * sum(e.evaluated)
 
 
 @table(("seed", "rewind_step"), reads=("levels", "train_measured"), passes=_evaluations)
@@ -37,7 +37,8 @@ _READS = ("levels", "barrier_points", "control_every", "rewind_steps", "train_me
 
 
 def _paths(e: Experiment, seed: int) -> float:
-    each = e.barrier_points * e.test_samples + e.train_samples
+    test, train = e.evaluated
+    each = e.barrier_points * test + train
     return len(e.control_levels) * (1 + len(CONTROLS)) * each
 
 
