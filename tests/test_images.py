@@ -624,13 +624,10 @@ REDUCED = dict(
     perturbation_lengths=(0.0, 1.0),
 )
 CIFAR = dict(dataset="imagefolder", folder="cifar10-jpeg", classes=10)
-SMALLER = dict(train_samples=100, test_samples=40, batch_size=20, steps=4, rewind_steps=(0, 1))
-SMALLER |= dict(train_measured=20, curvature_samples=10, lanczos_steps=1)
 CHANGES = {
     "mnist_lenet": dict(width=30),
     "cifar10_resnet20": CIFAR | dict(width=4),
     "cifar100_resnet18": CIFAR | dict(width=4),
-    "imagenet_resnet50": CIFAR | SMALLER | dict(image_size=32),
 }
 
 

@@ -116,7 +116,8 @@ def test_published_experiment_is_the_presets_and_its_tables_are_complete(preset)
     assert len(json.dumps(provenance)) < 5000
 
 
-@pytest.mark.parametrize("preset", PUBLISHED)
+# A residual network on images takes a minute or two more than all of these tests.
+@pytest.mark.parametrize("preset", [name for name in PUBLISHED if "resnet" not in name])
 def test_a_published_number_is_computed_again(preset, store, monkeypatch, request):
     """The dense network of the first seed, trained from nothing: the same error, up to what another
     processor may change."""
