@@ -135,8 +135,11 @@ def _declared(module: str, name: str) -> Table:
 
 @functools.cache
 def load_findings() -> None:
-    """Import what declares tables and judges them: the entry points `unmask.findings`."""
-    for entry_point in entry_points(group="unmask.findings"):
+    """Import what declares tables and judges them: the entry points `unmask.findings`.
+    Raises UnmaskError: there is none."""
+    if not (found := entry_points(group="unmask.findings")):
+        raise UnmaskError("no finding is installed: run pip install -e . in the checkout again")
+    for entry_point in found:
         entry_point.load()
 
 
