@@ -26,7 +26,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(PYTEST) tests --ignore tests/test_built_book.py
+	$(PYTEST) --dist loadgroup tests --ignore tests/test_built_book.py
 	$(BIN)/unmask run miniature
 	$(PYTEST) --dist loadfile --nbval-lax --nbval-current-env \
 	    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks book --ignore book/published.ipynb

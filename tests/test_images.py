@@ -658,7 +658,7 @@ NOTEBOOKS = sorted(ROOT.glob("notebooks/0[1-6]*.ipynb"))
 @pytest.mark.parametrize(
     "preset, notebook",
     [
-        (preset, notebook)
+        pytest.param(preset, notebook, marks=pytest.mark.xdist_group(preset))
         for preset in CHANGES
         for notebook in NOTEBOOKS
         if preset == "cifar10_resnet20" or notebook.stem.startswith("02")
