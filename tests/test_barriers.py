@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask import data, networks
-from unmask.barriers import METRICS, barrier, interpolate, reestimate_norms, segment
+from unmask.barriers import interpolate, reestimate_norms, segment
 from unmask.train import evaluate, generator
+from unmask.verdicts import METRICS, barrier
 
 
 def path(*errors):

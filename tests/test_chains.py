@@ -35,11 +35,12 @@ class Cold(NamedTuple):
     steps: list  # that were trained
     missing: list  # parents that were not in the store when they were needed
     unplanned: list  # networks of the chains that were trained while a table was measured
+    asked: list  # networks that a part of a table asked for
 
 
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory):
-    steps, missing, unplanned, measuring = [], [], [], []
+    steps, missing, unplanned, asked, measuring = [], [], [], [], []
 
     def counted(e, split, starts, start=0, *args, **kwargs):
         trained = train(e, split, starts, start, *args, **kwargs)
@@ -54,6 +55,10 @@ def cold(tmp_path_factory):
         look_for(lab, at, chains.parents(lab.experiment, at))
         return start(lab, at)
 
+    def tickets(lab, places, tickets=Lab.tickets):
+        asked.extend((part, at) for part in measuring[-1:] for at in places)
+        return tickets(lab, places)
+
     def read(table, lab, keys, read=tables.Table.read):
         look_for(lab, (table.name, keys), table.parents(lab.experiment, keys))
         measuring.append((table.name, keys))
@@ -65,9 +70,10 @@ def cold(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train", counted)
         patch.setattr(Lab, "start", started)
+        patch.setattr(Lab, "tickets", tickets)
         patch.setattr(tables.Table, "read", read)
         found = unmask.measure("smoke", store=store, jobs=1)
-    return Cold(Lab(experiment("smoke"), store), found, steps, missing, unplanned)
+    return Cold(Lab(experiment("smoke"), store), found, steps, missing, unplanned, asked)
 
 
 # What iterative magnitude pruning promises
@@ -262,6 +268,24 @@ def test_all_that_is_computed_finds_what_it_is_made_from(cold):
     """And no part of a table trains a network of the chains, as it would if it did not declare
     that it needs it."""
     assert cold.missing == [] and cold.unplanned == []
+
+
+def test_a_table_needs_what_its_parts_ask_for(cold):
+    """Each by itself, so that it can be computed alone, and its trainings in parallel."""
+    e, needed = cold.lab.experiment, {}
+    for (name, keys), at in cold.asked:
+        if (name, keys) not in needed:
+            waiting = list(tables.TABLES[name].parents(e, keys))
+            known = needed[name, keys] = set()
+            while waiting:
+                node = waiting.pop()
+                known.add(node)
+                if isinstance(node, tables.Part):
+                    waiting += tables.TABLES[node.table].parents(e, node.keys)
+                else:
+                    waiting += chains.parents(e, node)
+        assert at in needed[name, keys], (name, keys, at)
+    assert {name for name, _ in needed} == {*tables.TABLES} - {"spectra"}  # made from curvature
 
 
 # What is there is not computed again

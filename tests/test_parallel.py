@@ -144,7 +144,10 @@ def test_what_comes_to_nothing_stops_only_what_needs_it(store, jobs, capsys):
         [of("heir", "", "dead"), of("next", "", "alive")],
         [of("grandchild", "", "heir", "next"), of("last", "", "next")],
     ]
-    said = "^dead: came to nothing; 2 tasks need them and were not tried; all else is in the store$"
+    said = (
+        r"^came to nothing \(in: dead\); 2 tasks need them and were not tried; what is independent "
+        "of them is in the store$"
+    )
     with pytest.raises(UnmaskError, match=said):
         parallel.run(waves, Lab(experiment("smoke"), store), jobs)
     assert {f"{name}.csv" for name in ("alive", "next", "last")} <= set(store.names())
@@ -163,8 +166,8 @@ def test_networks_that_pruning_kills_are_results_and_the_rest_goes_on(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(UnmaskError) as caught:
         unmask.measure(e, store=store, jobs=1)
-    assert str(caught.value).startswith("landscape, seed 0, rewind step 0, plane")
-    assert str(caught.value).endswith("; all else is in the store")
+    assert str(caught.value).startswith("a plane needs three different networks")
+    assert "(in: landscape, seed 0, rewind step 0, plane" in str(caught.value)
     others = [name for name in tables.known_tables() if name != "landscape"]
     found = unmask.measure(e, others, store, jobs=1)
     assert all(len(table) for table in found.values())
@@ -191,7 +194,7 @@ def test_a_number_of_jobs_that_is_none_is_refused(jobs):
 
 
 def test_a_killed_worker_is_said_in_one_line(store, monkeypatch):
-    monkeypatch.setattr(parallel, "_do", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(parallel, "_do_there", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UnmaskError, match="a worker process was killed") as caught:
         parallel.run([[task("t", 1), task("u", 1)]], Lab(experiment("smoke"), store), jobs=2)
     assert "\n" not in str(caught.value)

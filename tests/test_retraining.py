@@ -12,6 +12,7 @@ from hand_made import DENSITY, SEEDS, E, levels
 import unmask
 from unmask import chains, networks, pruning
 from unmask.chains import RETRAININGS
+from unmask.errors import UnmaskError
 from unmask.experiments import experiment
 from unmask.findings import retraining
 from unmask.lab import Lab
@@ -281,3 +282,10 @@ def test_a_store_from_before_there_were_courses_gets_them(tiny, store):
             (store.root / f"{name}.json").unlink()
     again = unmask.measure(lab.experiment, ["refill"], store, jobs=1)["refill"]
     assert len(before) > 0 and again.equals(before)
+
+
+def test_only_what_is_retrained_after_a_cut_has_a_course(tiny, store):
+    lab = Lab(tiny, store)
+    for place in (("random", 0, 5, 2), ("imp", 0, 5, 0)):
+        with pytest.raises(UnmaskError, match=": is not retrained after a cut$"):
+            lab.course(*place)

@@ -8,12 +8,12 @@ import torch
 
 import unmask
 from unmask import pruning
-from unmask.barriers import barrier
 from unmask.experiments import experiment
 from unmask.findings import robustness
 from unmask.findings.robustness import direction, distance, perturbed, pruned_rewind_points
 from unmask.lab import Lab
 from unmask.train import Start, generator, train
+from unmask.verdicts import barrier
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,4 @@
-"""Error barriers: how much worse networks are on the segment between two than at its ends.
-
-The barrier of a segment that is already a table is `verdicts.barrier`.
-"""
+"""Error along the segment between two networks; the barrier of one is `verdicts.barrier`."""
 
 from __future__ import annotations
 
@@ -13,9 +10,6 @@ from . import networks, processes
 from .data import Data, Split
 from .networks import State
 from .train import evaluate
-from .verdicts import METRICS, barrier
-
-__all__ = ["METRICS", "barrier", "grid", "interpolate", "reestimate_norms", "segment"]
 
 
 def interpolate(one: State, other: State, t: float) -> State:

@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_run)
     command.add_argument("preset", metavar="PRESET")
     said = "change a field of the preset; lists as 0,50,100"
-    command.add_argument("--set", action="append", default=[], dest="settings", help=said)
+    field = dict(metavar="FIELD=VALUE", help=said)
+    command.add_argument("--set", action="append", default=[], dest="settings", **field)
     said = "processes to use (default: one for each core, or one on a GPU)"
     command.add_argument("--jobs", type=int, metavar="N", help=said)
     said = "only these tables, and what they need (default: all of them)"
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return [name.strip() for name in text.split(",")]
 
 
 def _presets(_) -> None:
@@ -103,7 +104,7 @@ def _run(options) -> None:
     processes.join()
     if options.publish is not None:
         name = results.check_name(chosen, None if options.publish is True else options.publish)
-    names = options.tables or tables.known_tables()
+    names = tables.known_tables() if options.tables is None else options.tables
     tables.check_tables(names)
     lab = Lab(chosen, Store())
     tables.compute(lab, names, options.jobs)

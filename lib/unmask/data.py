@@ -23,6 +23,9 @@ PADDING = 4  # pixels around an image, from which a random crop is taken (He et 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # inputs and labels
+
+
 class Batch(NamedTuple):
     """What to read: samples (replicates, batch), and beside each a random number that decides
     how it is augmented."""
@@ -59,14 +62,10 @@ class Split(NamedTuple):
         # not `contiguous`, which leaves one channel as it is, taken for channels-first later
         return x.to(memory_format=torch.channels_last)
 
-    def chunks(
-        self, size: int, first: int = 0, step: int = 1
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def chunks(self, size: int, first: int = 0, step: int = 1) -> Batches:
         """Every `step`th sample from `first` on, at most `size` at a time: inputs and labels."""
         x, y = self.x[first::step], self.y[first::step]
-        return (
-            (self.normalised(some), labels) for some, labels in zip(x.split(size), y.split(size))
-        )
+        return zip(map(self.normalised, x.split(size)), y.split(size))
 
     def take(self, count: int) -> Split:
         """A split of the first `count` samples."""
@@ -396,9 +395,7 @@ class Stream:
     def to(self, device: torch.device) -> Stream:
         return Stream(self.paths, self.y, self.size, device)
 
-    def chunks(
-        self, size: int, first: int = 0, step: int = 1
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def chunks(self, size: int, first: int = 0, step: int = 1) -> Batches:
         every = torch.arange(first, len(self.y), step)
         return self._load(chunk.tolist() for chunk in every.split(min(size, 250)))
 

@@ -180,7 +180,7 @@ class Experiment:
     # so many training samples (0: of all)
     barrier_points: int = setting(_ODD)
     plane_points: int = setting(_ODD)
-    train_measured: int = setting(_at_least(0), before=0)
+    train_measured: int = setting(_ALL, before=0)
     # judging, fixed before results are looked at
     epsilon: float = setting(_SHARE)  # matching: at most the dense error plus epsilon
     lmc_threshold: float = setting(_SHARE)  # connected: a barrier below this
@@ -346,7 +346,7 @@ def literal(text: str):
     """A value as typed: a Python literal where it is one, or else the text."""
     try:
         value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):
         return text
     return list(value) if isinstance(value, tuple) else value  # papermill writes tuples as text
 
@@ -388,7 +388,7 @@ def _scalar(name: str, value, kind: type):
         if not isinstance(value, kind):
             raise bad(name, value, f"of type {kind.__name__}")
         return value
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise bad(name, value, "of type float and finite")
     return float(value)
 

@@ -19,6 +19,7 @@ import torch
 from . import chains, data, networks, pruning
 from .barriers import grid, segment
 from .chains import CHAINS, RETRAININGS, Place
+from .errors import UnmaskError
 from .experiments import Experiment
 from .networks import State
 from .pruning import Mask
@@ -49,10 +50,8 @@ class Lab:
         self.device = resolve_device(experiment.device)
         self.network = networks.build(experiment).to(self.device)
         self.dense_mask = pruning.dense_mask(self.network)
-        total, levels = pruning.survivors(self.dense_mask), range(experiment.levels + 1)
-        self._survivors = [
-            pruning.survivors_at(total, experiment.prune_fraction, level) for level in levels
-        ]
+        self.total = pruning.survivors(self.dense_mask)
+        self.survivors(experiment.levels)  # raises where there would be none
 
     @functools.cached_property
     def data(self) -> data.Data:
@@ -60,10 +59,6 @@ class Lab:
         with single_thread():  # the mean of the pixels is a sum
             loaded = data.load(self.experiment, self.store)
             return data.Data(*(split.to(self.device) for split in loaded))
-
-    def load_data(self) -> None:
-        """Read the data set, or generate it, now."""
-        _ = self.data
 
     @functools.cached_property
     def measured(self) -> data.Data:
@@ -73,7 +68,7 @@ class Lab:
 
     def survivors(self, level: int) -> int:
         """How many prunable weights a level keeps."""
-        return self._survivors[level]
+        return pruning.survivors_at(self.total, self.experiment.prune_fraction, level)
 
     def density(self, level: int) -> float:
         """Which share of the prunable weights a level keeps."""
@@ -130,6 +125,8 @@ class Lab:
         """The course of a chain's retraining; see `Ticket`. Trained again where a store of before
         there were courses has none."""
         place = chains.place(self.experiment, kind, seed, rewind_step, level)
+        if place.kind not in CHAINS or place.level == 0:
+            raise UnmaskError(f"{place}: is not retrained after a cut")
         if not self.tickets([place])[0].course:
             self._store_sparse([place])
         return self.tickets([place])[0].course
@@ -189,8 +186,8 @@ class Lab:
             lr = learning_rate(e, e.steps - 1) if place.kind == "fine-tuned" else None
             alike[place.first_step(), lr, place.kind in CHAINS].append(place)
         for (step, lr, watched), group in alike.items():
+            starts = [self.start(place) for place in group]  # may train what they start from
             began = time.perf_counter()
-            starts = [self.start(place) for place in group]
             looks = [step + round(share * (e.steps - step)) for share in _LOOKS]
             options = dict(observe=_below, observed_at=looks) if watched else {}
             split = self.data.train

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -84,15 +84,7 @@ class Block(nn.Module):
     """Two convolutions and a shortcut, projected by a 1 x 1 convolution where the shape changes
     (ResNet, option B)."""
 
-    def __init__(
-        self,
-        conv: Callable,
-        norm: Callable,
-        inputs: int,
-        outputs: int,
-        stride: int,
-        replicates: int,
-    ):
+    def __init__(self, conv, norm, inputs: int, outputs: int, stride: int, replicates: int):
         super().__init__()
         channels = replicates * outputs
         self.conv1, self.norm1 = conv(inputs, outputs, 3, stride, replicates), norm(channels)

@@ -6,7 +6,6 @@ its backends will do; progress is read off the store as well.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import heapq
 import itertools
@@ -75,16 +74,10 @@ def check_jobs(jobs: int | None, device: str = "cpu") -> int:
 def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
     """Do all tasks, wave after wave, `jobs` at a time, one thread each.
 
-    What fails because a network has come to nothing is said at the end; what does not need it goes
-    on. Processes that torchrun started do the tasks one by one instead, each together.
+    What fails because a network has come to nothing is said at the end; what neither needs it nor
+    shares its task goes on. Processes that torchrun started do the tasks one by one, together.
     Raises UnmaskError: what tasks raised; or a worker was killed."""
-    if processes.count() > 1:
-        shown = Progress(waves, lab.store, 1) if processes.rank() == 0 else contextlib.nullcontext()
-        with shown:
-            for wave in waves:
-                for task in wave:
-                    _call(lab, task)
-        return
+    jobs = 1 if processes.count() > 1 else jobs  # those of torchrun do each task together
     os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
     # After a large Hessian joblib replaces a worker, which is as it should be.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
@@ -97,7 +90,7 @@ def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
             shown.end_wave()
     if failed:
         need = f"; {left} tasks need them and were not tried" if left else ""
-        said = f"{'; '.join(failed)}{need}; all else is in the store"
+        said = f"{'; '.join(failed)}{need}; what is independent of them is in the store"
         raise UnmaskError(said)
 
 
@@ -106,12 +99,13 @@ def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int) -> list[str | None]:
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    if not tasks:
-        return []
-    pool = joblib.Parallel(n_jobs=min(jobs, len(tasks)), batch_size=1, pre_dispatch=jobs)
+    jobs = min(jobs, len(tasks))
+    if jobs <= 1:
+        return [_do(task, lab) for task in tasks]
+    pool = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)
     root = str(lab.store.root)
     try:
-        return pool(joblib.delayed(_do)(task, lab.experiment, root) for task in tasks)
+        return pool(joblib.delayed(_do_there)(task, lab.experiment, root) for task in tasks)
     except TerminatedWorkerError as error:
         raise UnmaskError(
             "a worker process was killed, perhaps for want of memory; what was finished is in the "
@@ -119,20 +113,19 @@ def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int) -> list[str | None]:
         ) from error
 
 
-def _do(task: Task, experiment: Experiment, root: str) -> str | None:
-    lab = _lab(experiment, root)
-    try:
-        _call(lab, task)
-    except Degenerate as error:
-        missing = next(output for output in task.outputs if output.name not in lab.store)
-        return f"{missing.label}: {error}"
+def _do_there(task: Task, experiment: Experiment, root: str) -> str | None:
+    return _do(task, _lab(experiment, root))
 
 
-def _call(lab: Lab, task: Task) -> None:
+def _do(task: Task, lab: Lab) -> str | None:
     from .train import single_thread
 
-    with single_thread():
-        task.function(lab, *task.args)
+    try:
+        with single_thread():
+            task.function(lab, *task.args)
+    except Degenerate as error:
+        missing = next(output for output in task.outputs if output.name not in lab.store)
+        return f"{error} (in: {missing.label})"
 
 
 @functools.lru_cache(maxsize=1)
@@ -170,12 +163,14 @@ class Progress:
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self):
-        self.thread.start()
+        if processes.rank() == 0:
+            self.thread.start()
         return self
 
     def __exit__(self, *_):
         self.ended.set()
-        self.thread.join()
+        if processes.rank() == 0:
+            self.thread.join()
 
     def _watch(self):
         from tqdm import tqdm
@@ -189,7 +184,7 @@ class Progress:
             ended = self.ended.wait(0.5)
             remaining, now = self.look(), time.monotonic()
             if bar:
-                bar.n = self.total - remaining
+                bar.n = self.total - self._outputs(self.waves)
                 bar.set_postfix_str(f"{self._left()}; {self._now()}")
             elif ended or now - last >= self.interval:
                 last = now
@@ -201,7 +196,7 @@ class Progress:
         from tqdm import tqdm
 
         passed = tqdm.format_interval(seconds)
-        done = self.total - remaining - self._outputs(self.waves[: self.over])
+        done = self.total - self._outputs(self.waves)
         line = f"unmask: {done} of {self.total} done in {passed}"
         if remaining:
             line += f", {remaining} remain, {self._left()}; now {self._now()}"

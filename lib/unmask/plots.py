@@ -14,7 +14,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .experiments import Experiment
@@ -22,7 +21,7 @@ from .verdicts import dense_errors
 
 PERCENT = 100
 # what is trained, by the names of `chains`
-KINDS = {
+LABELS = {
     "imp": "IMP",
     "one-shot": "one-shot",
     "reinitialized": "IMP mask, new weights",
@@ -147,10 +146,6 @@ def plain_log(axis) -> None:
     """Write 1, 10, 100 instead of powers of ten."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def legend_above(figure: Figure, ax: Axes, columns: int = 3) -> None:
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
 
 
 def legend_beside(ax: Axes, **options) -> None:

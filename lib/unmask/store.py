@@ -76,7 +76,7 @@ class Store:
         self._put(name + TENSORS, safetensors.torch.save(tensors), seconds, wait)
 
     def finish(self) -> None:
-        """Remove the unfinished trainings that this process kept: what came of them is stored."""
+        """Remove unfinished trainings that were resumed or kept: what came of them is stored."""
         for name in self.unfinished:
             with self._writing(self.root / name):
                 for ending in (TENSORS + ".json", TENSORS):

@@ -58,10 +58,12 @@ class Table:
     steps: Callable[..., float]
     passes: Callable[..., float]
     tensors: bool
+    cases: Callable[[Experiment], Iterable[tuple]] | None
+    needs: Callable[..., Iterable[Node]] | None
 
     def __post_init__(self):
         functools.update_wrapper(self, self.measure)
-        self.name, self._cases, self._needs = self.measure.__name__, None, None
+        self.name = self.measure.__name__
         TABLES[self.name] = self
 
     def __call__(self, lab: Lab, *keys):
@@ -70,15 +72,6 @@ class Table:
     def __reduce__(self):  # to a worker, which imports the module that declares it
         return _declared, (self.__module__, self.name)
 
-    def cases(self, function: Callable[[Experiment], Iterable[tuple]]) -> None:
-        """Declare which keys an experiment has; by default every seed (and rewind step)."""
-        self._cases = function
-
-    def needs(self, function: Callable[..., Iterable[Node]]) -> None:
-        """Declare what a part is made from, a function of experiment and keys; by default, the
-        whole IMP chain of its seed and rewind step."""
-        self._needs = function
-
     def parts(self, e: Experiment) -> list[Part]:
         """All parts of an experiment.
         Raises UnmaskError: the table is about levels that the experiment does not have."""
@@ -86,12 +79,12 @@ class Table:
             said = f"control_every={e.control_every}: must be at most levels ({e.levels})"
             raise UnmaskError(said)
         ranges = {"seed": e.all_seeds, "rewind_step": e.rewind_steps}
-        cases = self._cases(e) if self._cases else product(*(ranges[key] for key in self.keys))
+        cases = self.cases(e) if self.cases else product(*(ranges[key] for key in self.keys))
         return [Part(self.name, keys) for keys in cases]
 
     def parents(self, e: Experiment, keys: tuple) -> list[Node]:
-        if self._needs:
-            return list(self._needs(e, *keys))
+        if self.needs:
+            return list(self.needs(e, *keys))
         named = dict(zip(self.keys, keys))
         return chains.chain(e, named["seed"], named.get("rewind_step", e.latest))
 
@@ -116,6 +109,8 @@ def table(
     steps: Callable[..., float] = lambda e, *keys: 0,
     passes: Callable[..., float] = lambda e, *keys: 0,
     tensors: bool = False,
+    cases: Callable[[Experiment], Iterable[tuple]] | None = None,
+    needs: Callable[..., Iterable[Node]] | None = None,
 ) -> Callable[[Callable], Table]:
     """Declare a table: a function of a lab and `keys`, to a tidy data frame without them.
 
@@ -124,9 +119,12 @@ def table(
         reads: fields of the experiment on which a part depends, beside the recipe.
         steps: training steps that a part takes itself; a function of experiment and keys.
         passes: samples that it sends through the network, forward, likewise.
-        tensors: it is no table but a dict of tensors that several tables are made from."""
+        tensors: it is no table but a dict of tensors that several tables are made from.
+        cases: which keys an experiment has; by default every seed (and rewind step).
+        needs: what a part is made from, a function of experiment and keys; by default the whole
+            IMP chain of its seed and rewind step."""
 
-    return lambda measure: Table(measure, keys, reads, steps, passes, tensors)
+    return lambda measure: Table(measure, keys, reads, steps, passes, tensors, cases, needs)
 
 
 def _declared(module: str, name: str) -> Table:
@@ -188,7 +186,7 @@ def compute(lab: Lab, names: Sequence[str], jobs: int | None = None) -> None:
     jobs = parallel.check_jobs(jobs, lab.device.type)
     parents = graph(lab.experiment, names, there=lambda node: lab.store.whole(entry(lab, node)))
     if parents:
-        lab.load_data()  # before there are several processes to do it
+        _ = lab.data  # before there are several processes to read or make it
         parallel.run(plan(lab, parents, jobs), lab, jobs)
 
 
@@ -260,10 +258,11 @@ def graph(
             continue
         seen.add(node)
         if not there(node):
-            place = isinstance(node, Place)
-            made_from = chains.parents(e, node) if place else TABLES[node[0]].parents(e, node[1])
-            parents[node] = made_from
-            waiting += made_from
+            if isinstance(node, Place):
+                parents[node] = chains.parents(e, node)
+            else:
+                parents[node] = TABLES[node.table].parents(e, node.keys)
+            waiting += parents[node]
     return parents
 
 
@@ -290,15 +289,13 @@ def plan(lab: Lab, parents: dict[Node, list[Node]], jobs: int) -> list[list[para
     # Share out: the trainings of a wave among all processes, a measurement to one.
     planned = []
     for wave in waves:
-        trainings = [lane for lane in wave if isinstance(lanes[lane][0], Place)]
-        tasks = []
+        trainings, tasks = [lane for lane in wave if not isinstance(lane, Part)], []
         for lane in wave:
-            if lane in trainings:
-                groups = _training_groups(lab, lanes[lane], jobs / len(trainings))
-                tasks += [_task(lab, parents, train_places, group, group) for group in groups]
-            else:
-                arguments = TABLES[lane.table], lane.keys
-                tasks.append(_task(lab, parents, measure_part, arguments, [lane]))
+            if isinstance(lane, Part):
+                tasks.append(_task(lab, parents, TABLES[lane.table].read, [lane.keys], [lane]))
+                continue
+            groups = _training_groups(lab, lanes[lane], jobs / len(trainings))
+            tasks += [_task(lab, parents, train_places, group, group) for group in groups]
         # The longest first, so that none of them is left alone at the end.
         planned.append(sorted(tasks, key=lambda task: -task.work))
     return planned
@@ -322,9 +319,8 @@ def _training_groups(lab: Lab, places: list[Place], parts: float) -> list[Sequen
 
 def _task(lab: Lab, parents: dict, function: Callable, arguments, nodes: list) -> parallel.Task:
     """One that computes some nodes, which have these parents."""
-    alike = 6
-    if isinstance(nodes[0], Place):  # how many are trained side by side
-        alike = len({place.seed for place in nodes})
+    # how many are trained side by side
+    alike = len({node.seed for node in nodes}) if isinstance(nodes[0], Place) else 6
     outputs = tuple(_output(lab, node, alike) for node in nodes)
     needs = {entry(lab, parent) for node in nodes for parent in parents[node]}
     needs -= {output.name for output in outputs}
@@ -358,11 +354,6 @@ def work(e: Experiment, node: Node) -> tuple[float, float]:
         return e.steps - node.first_step(), 0
     declared = TABLES[node.table]
     return declared.steps(e, *node.keys), declared.passes(e, *node.keys)
-
-
-def measure_part(lab: Lab, declared: Table, keys: tuple) -> None:
-    """Put one part of a table into the store."""
-    declared.read(lab, keys)
 
 
 def train_places(lab: Lab, *places: Place) -> None:

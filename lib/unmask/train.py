@@ -121,9 +121,9 @@ def train(
             unfinished.keep(step + 1)
     for order, state in zip(orders, unfinished.states[snapshots[-1]]):
         if not all(tensor.isfinite().all() for tensor in state.values()):
-            said = f"weights are not finite after step {snapshots[-1]} with lr={e.lr}"
-            name = "/".join(map(str, order))
-            raise Degenerate(f"training diverged: {said} and data order {name}")
+            rate, name = e.lr if lr is None else lr, "/".join(map(str, order))
+            said = f"weights are not finite after step {snapshots[-1]}"
+            raise Degenerate(f"training diverged: {said} with lr={rate} and data order {name}")
     return unfinished.by_replicate()
 
 
@@ -216,13 +216,15 @@ class Unfinished:
         if store is not None:
             self.store, name = store, f"{e.recipe}/unfinished/{self._digest(start, lr)}"
             self.names = [f"{name}-{turn}" for turn in "ab"]
-        found = [tensors for name in self.names if (tensors := store.tensors(name))]
+        found = {name: tensors for name in self.names if (tensors := store.tensors(name))}
         if not found:
             self.record(start)
             return start
         store.unfinished.update(self.names)
         parts = defaultdict(dict)
-        for name, tensor in max(found, key=lambda tensors: int(tensors["step/"])).items():
+        latest = max(found, key=lambda name: int(found[name]["step/"]))
+        self.names.sort(key=latest.__eq__)  # the other one is written next
+        for name, tensor in found[latest].items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
         networks.load_state(self.network, parts.pop("network"))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .. import plots
 from ..experiments import Experiment
-from ..plots import KINDS, PERCENT, by_step, matching_line, mean_and_range, plain_log, styles
+from ..plots import LABELS, PERCENT, by_step, matching_line, mean_and_range, plain_log, styles
 from ..plots import threshold_line
 from ..tables import labelled, table
 from ..verdicts import METRICS, Claims, Tables, at_latest, barrier, is_at_most, is_connected, judge
@@ -189,9 +189,8 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
         "compared": len(sparse),
         "agreeing_everywhere": 100 * (judged.connected == judged.matching).mean(),
     }
-    return (
-        settings_in_numbers(e) | found | (_of_controls(tables, e) if "controls" in tables else {})
-    )
+    of_controls = _of_controls(tables, e) if "controls" in tables else {}
+    return settings_in_numbers(e) | found | of_controls
 
 
 def _of_controls(tables: Tables, e: Experiment) -> dict[str, float]:
@@ -286,7 +285,8 @@ def along_segments(tables: Tables, e: Experiment) -> Figure:
         ax.set(xlabel=f"position from level {start} to {start + 1}")
         plots.error_axis(ax)
     axes[0, 0].set_ylabel("test error (%)")
-    plots.legend_above(figure, axes[0, 0])
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -367,13 +367,13 @@ def mask_information(tables: Tables, e: Experiment) -> Figure:
     """Networks trained within IMP's, shuffled and random masks: how much worse, and how far
     across a barrier, they are from the IMP solution of the level before."""
     figure, axes = plots.panels(2, width=4.2, height=3.7)
-    controls, looks = tables["controls"], styles(KINDS)
+    controls, looks = tables["controls"], styles(LABELS)
     controls = controls.assign(worse=controls.test_error - controls.previous_error)
     shown = ("worse", "test error above", e.epsilon), ("barrier", "barrier to", e.lmc_threshold)
     for ax, (column, words, limit) in zip(axes[0], shown):
         for kind in ("imp", "shuffled", "random"):
             here = controls[controls.kind == kind]
-            mean_and_range(ax, here, "density", column, label=KINDS[kind], **looks[kind])
+            mean_and_range(ax, here, "density", column, label=LABELS[kind], **looks[kind])
         threshold_line(ax, limit)
         plots.density_axis(ax, controls.density)
         ax.set_ylabel(f"{words} the level before\n(percentage points)")

@@ -118,11 +118,28 @@ def corners(lab, seed: int, rewind_step: int, kind: str) -> dict[str, dict]:
 _READS = ("levels", "barrier_points", "plane_points")
 
 
+def _pictured(e: Experiment):
+    # One seed: a plane is a picture. The first rewind step and the last: where IMP fails, and where
+    # it works.
+    return product((e.first_seed,), sorted({e.earliest, e.latest}), PLANES)
+
+
+def _both_levels(e: Experiment, seed: int, rewind_step: int, kind: str):
+    middle = e.levels // 2
+    return [place(e, "imp", seed, rewind_step, at) for at in (middle, middle + 1)]
+
+
 def _points(e: Experiment, *keys) -> float:
     return (e.plane_points + 3) ** 2 * e.evaluated[0]
 
 
-@table(("seed", "rewind_step", "plane"), reads=_READS, passes=_points)
+@table(
+    ("seed", "rewind_step", "plane"),
+    reads=_READS,
+    passes=_points,
+    cases=_pictured,
+    needs=_both_levels,
+)
 def landscape(lab, seed, rewind_step, kind) -> pd.DataFrame:
     """Error on the plane through the networks of `corners`.
 
@@ -164,19 +181,6 @@ def frame(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, high = points.min(0), points.max(0)
     margin = MARGIN * (high - low).max()
     return low - margin, high + margin
-
-
-@landscape.cases
-def _(e):
-    # One seed: a plane is a picture. The first rewind step and the last: where IMP fails, and where
-    # it works.
-    return product((e.first_seed,), sorted({e.earliest, e.latest}), PLANES)
-
-
-@landscape.needs
-def _(e, seed, rewind_step, kind):
-    middle = e.levels // 2
-    return [place(e, "imp", seed, rewind_step, at) for at in (middle, middle + 1)]
 
 
 # Judging

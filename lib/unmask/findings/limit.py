@@ -153,7 +153,7 @@ def convexify(hessian: np.ndarray, cutoff: float = 1e-8) -> tuple[np.ndarray, np
     A quadratic with negative curvature has no minimum. Here such directions are almost flat
     instead: almost free, as in the theory. The result is nowhere below the quadratic of `hessian`,
     so what it allows, that allows too.
-    Raises UnmaskError: no eigenvalue is positive."""
+    Raises Degenerate: no eigenvalue is positive."""
     values, vectors = scipy.linalg.eigh(hessian)
     least = cutoff * values[-1]
     if least <= 0:
@@ -233,7 +233,7 @@ def _products(e: Experiment, seed: int, level: int) -> float:
     return 4 * e.curvature_samples * (exact if level or seed == e.first_seed else estimated)
 
 
-@table(_KEYS, reads=_READS, passes=_products, tensors=True)
+@table(_KEYS, reads=_READS, passes=_products, tensors=True, cases=_limited, needs=_solved)
 def curvature(lab, seed, level) -> dict:
     """Curvature at one solution, which several tables share. All float64:
 
@@ -286,7 +286,7 @@ def _spectra(lab, seed: int, level: int) -> tuple[dict, dict]:
     return {n: spectrum(arrays[f"{n}.values"], arrays[f"{n}.weights"]) for n in steps}, arrays
 
 
-@table(_KEYS, reads=_READS)
+@table(_KEYS, reads=_READS, cases=_limited, needs=_curved)
 def spectra(lab, seed, level) -> pd.DataFrame:
     """The eigenvalues of the Hessian at one solution, by rank.
 
@@ -303,7 +303,7 @@ def spectra(lab, seed, level) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@table(_KEYS, reads=_READS)
+@table(_KEYS, reads=_READS, cases=_limited, needs=_curved)
 def curvatures(lab, seed, level) -> pd.DataFrame:
     """The spectrum of the Hessian at one solution in a few numbers.
 
@@ -321,7 +321,7 @@ def curvatures(lab, seed, level) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "negative", "norm"])
 
 
-@table(_KEYS, reads=(*_READS, "loss_height"))
+@table(_KEYS, reads=(*_READS, "loss_height"), cases=_limited, needs=_curved)
 def predictions(lab, seed, level) -> pd.DataFrame:
     """The predicted maximum pruning ratio at one solution.
 
@@ -348,6 +348,8 @@ def predictions(lab, seed, level) -> pd.DataFrame:
     _KEYS,
     reads=("rewind_steps", "curvature_samples", "prune_fraction"),
     passes=lambda e, *keys: 10 * (1 + DRAWS) * e.curvature_samples,
+    cases=_limited,
+    needs=_solved,
 )
 def displacements(lab, seed, level) -> pd.DataFrame:
     """Curvature and loss on the way from one solution to its projections, with `prune_fraction` of
@@ -357,14 +359,12 @@ def displacements(lab, seed, level) -> pd.DataFrame:
     its projection), curvature (`v'Hv / v'v` along that way), t (position on it, in [0, 1]), loss
     (train loss on the sample)."""
     solution, parts = Solution(lab, seed, level), []
-    ratio, apply, surviving = (
-        lab.experiment.prune_fraction,
-        unmask.pruning.apply,
-        unmask.pruning.surviving,
-    )
+    ratio, pruning = lab.experiment.prune_fraction, unmask.pruning
     cases = [("magnitude", 0), *(("random", draw) for draw in range(DRAWS))]
-    ends = [apply(solution.pruned(kind, ratio, draw), solution.state) for kind, draw in cases]
-    ways = [solution.weights - surviving(end, solution.mask) for end in ends]
+    ends = [
+        pruning.apply(solution.pruned(kind, ratio, draw), solution.state) for kind, draw in cases
+    ]
+    ways = [solution.weights - pruning.surviving(end, solution.mask) for end in ends]
     curved = unmask.curvature.curvature_along(solution.operator, np.stack(ways, axis=1))
     grid = np.linspace(0, 1, 6)
     for (kind, draw), end, way, along in zip(cases, ends, ways, curved):
@@ -383,10 +383,14 @@ def _paths(e: Experiment, seed: int, level: int) -> float:
     return 2 * len(MASKS) * len(e.prune_ratios) * e.barrier_points * e.evaluated[0]
 
 
-_SWEEP = ("rewind_steps", "prune_ratios", "barrier_points")
-
-
-@table(_KEYS, reads=_SWEEP, steps=_sweep, passes=_paths)
+@table(
+    _KEYS,
+    reads=("rewind_steps", "prune_ratios", "barrier_points"),
+    steps=_sweep,
+    passes=_paths,
+    cases=_limited,
+    needs=_solved,
+)
 def prunings(lab, seed, level) -> pd.DataFrame:
     """One solution pruned at once by each of `prune_ratios`: its projection, and the network
     retrained in that mask.
@@ -410,14 +414,6 @@ def prunings(lab, seed, level) -> pd.DataFrame:
             rows.append((kind, ratio, weights, error, barrier(path), distance))
     columns = ["mask", "ratio", "weights", "test_error", "barrier", "distance"]
     return pd.DataFrame(rows, columns=columns)
-
-
-for shares_the_hessian in (spectra, curvatures, predictions):
-    shares_the_hessian.cases(_limited)
-    shares_the_hessian.needs(_curved)
-for needs_the_solution in (curvature, displacements, prunings):
-    needs_the_solution.cases(_limited)
-    needs_the_solution.needs(_solved)
 
 
 # Judging
@@ -578,13 +574,11 @@ def limits_table(tables: Tables, e: Experiment) -> pd.DataFrame:
 
 def spectra_table(tables: Tables, e: Experiment) -> pd.DataFrame:
     """Spectra in numbers, one row for each level, seed and method."""
-    table, trace = tables["curvatures"], []
-    for row in table.itertuples():
-        error = f" ± {row.trace_error:.1f}" if row.steps else ""
-        trace.append(f"{row.trace:.1f}{error}")
+    table = tables["curvatures"]
+    errors = table.trace_error.map(" ± {:.1f}".format).where(table.steps > 0, "")
     table = table.assign(
         method=table.steps.map(_method),
-        trace=trace,
+        trace=table.trace.map("{:.1f}".format) + errors,
         negative=table.negative.round().astype(int),
         largest=table.largest.round(2),
         smallest=table.smallest.map("{:.1e}".format),

@@ -80,7 +80,11 @@ def gaps(lab, seed, rewind_step) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["level", "density", "stage", "below"])
 
 
-@table(("seed",), reads=_LATE)
+def all_chains(e: Experiment, seed: int):
+    return [at for kind in CHAINS for at in chain(e, seed, e.latest, kind)]
+
+
+@table(("seed",), reads=_LATE, needs=all_chains)
 def refill(lab, seed) -> pd.DataFrame:
     """How many survivors are below the cut's threshold during retraining, by each method, from the
     last rewind step.
@@ -94,11 +98,6 @@ def refill(lab, seed) -> pd.DataFrame:
                 share = (step - e.latest) / (e.steps - e.latest)
                 rows.append((kind, level, step, share, below))
     return pd.DataFrame(rows, columns=["kind", "level", "step", "share", "below"])
-
-
-@refill.needs
-def all_chains(e, seed):
-    return [at for kind in CHAINS for at in chain(e, seed, e.latest, kind)]
 
 
 def _cuts(e: Experiment, seed: int) -> float:
@@ -143,9 +142,7 @@ def _paths(e: Experiment, seed: int) -> float:
     return len(CHAINS) * len(e.control_levels) * (e.barrier_points + 1) * e.evaluated[0]
 
 
-@table(
-    ("seed",), reads=("levels", "barrier_points", "control_every", "rewind_steps"), passes=_paths
-)
+@table(("seed",), reads=(*_LATE, "barrier_points"), passes=_paths, needs=all_chains)
 def retraining_methods(lab, seed) -> pd.DataFrame:
     """Weight rewinding ("imp"), learning-rate rewinding and fine-tuning: chains of their own, from
     the last rewind step.
@@ -166,9 +163,6 @@ def retraining_methods(lab, seed) -> pd.DataFrame:
             rows.append((kind, level, lab.density(level), first, cut, last, barrier(path), below))
     columns = ["kind", "level", "density", "previous_error", "cut_error", "test_error"]
     return pd.DataFrame(rows, columns=[*columns, "barrier", "below"])
-
-
-retraining_methods.needs(all_chains)
 
 
 # Judging

@@ -86,6 +86,14 @@ def perturbed(lab, seed, rewind_step, level) -> list[Pair]:
     return [*pairs, Pair(IMP, 1.0, here, there)]
 
 
+def _probed(e: Experiment):
+    return product(e.all_seeds, e.rewind_steps, levels_below_the_last(e, "probe_levels"))
+
+
+def _both_levels(e: Experiment, seed: int, rewind_step: int, level: int):
+    return [place(e, "imp", seed, rewind_step, at) for at in (level, level + 1)]
+
+
 def _trainings(e: Experiment, seed: int, rewind_step: int, level: int) -> float:
     return (2 * len(e.perturbation_lengths) + 1 - (level > 0)) * (e.steps - rewind_step)
 
@@ -99,6 +107,8 @@ def _paths(e: Experiment, *keys) -> float:
     reads=("barrier_points", "perturbation_lengths"),
     steps=_trainings,
     passes=_paths,
+    cases=_probed,
+    needs=_both_levels,
 )
 def perturbations(lab, seed, rewind_step, level) -> pd.DataFrame:
     """Barriers between networks trained from perturbed starts, within a level's mask. Of each pair,
@@ -135,16 +145,6 @@ def trained_pairs(lab, seed, rewind_step, level, pairs):
     ends = known + [states[e.steps] for states, _ in trained]
     firsts, seconds = ends[: len(pairs) - 1], ends[len(pairs) - 1 :]
     return list(zip([*firsts, firsts[0]], seconds))
-
-
-@perturbations.cases
-def _(e):
-    return product(e.all_seeds, e.rewind_steps, levels_below_the_last(e, "probe_levels"))
-
-
-@perturbations.needs
-def _(e, seed, rewind_step, level):
-    return [place(e, "imp", seed, rewind_step, at) for at in (level, level + 1)]
 
 
 # Judging

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ..chains import CONTROLS, place
 from ..experiments import Experiment
-from ..plots import KINDS, by_step, density_axis, error_axis, matching_line, mean_and_range, styles
+from ..plots import LABELS, by_step, density_axis, error_axis, matching_line, mean_and_range, styles
 from ..tables import table
 from ..verdicts import Claims, Tables, at_latest, barrier, dense_errors, is_at_most, judge
 from ..verdicts import settings_in_numbers, where_imp_matches, with_matching
@@ -42,7 +42,14 @@ def _paths(e: Experiment, seed: int) -> float:
     return len(e.control_levels) * (1 + len(CONTROLS)) * each
 
 
-@table(("seed",), reads=_READS, passes=_paths)
+def _compared(e: Experiment, seed: int):
+    for level in e.control_levels:
+        yield place(e, "imp", seed, e.latest, level - 1)
+        for kind in ("imp", *CONTROLS):
+            yield place(e, kind, seed, e.latest, level)
+
+
+@table(("seed",), reads=_READS, passes=_paths, needs=_compared)
 def controls(lab, seed) -> pd.DataFrame:
     """IMP and its controls from the last rewind step, each against the IMP solution one level
     before.
@@ -61,14 +68,6 @@ def controls(lab, seed) -> pd.DataFrame:
             rows.append((kind, level, lab.density(level), *errors, barrier(path)))
     columns = ["kind", "level", "density", "test_error", "train_error", "train_loss"]
     return pd.DataFrame(rows, columns=[*columns, "previous_error", "barrier"])
-
-
-@controls.needs
-def _(e, seed):
-    for level in e.control_levels:
-        yield place(e, "imp", seed, e.latest, level - 1)
-        for kind in ("imp", *CONTROLS):
-            yield place(e, kind, seed, e.latest, level)
 
 
 # Judging
@@ -155,9 +154,9 @@ def errors_by_level(tables: Tables, e: Experiment) -> Figure:
 def errors_of_controls(tables: Tables, e: Experiment) -> Figure:
     """Test error against density for IMP and its controls: mean and range over seeds."""
     figure, ax = plt.subplots(figsize=(7.5, 4.2))
-    for kind, style in styles(KINDS).items():
+    for kind, style in styles(LABELS).items():
         here = tables["controls"][tables["controls"].kind == kind]
-        mean_and_range(ax, here, "density", "test_error", label=KINDS[kind], **style)
+        mean_and_range(ax, here, "density", "test_error", label=LABELS[kind], **style)
     return _finished(figure, ax, tables["controls"], tables["levels"], e)
 
 
