@@ -282,6 +282,15 @@ def test_tables_are_named_with_or_without_spaces(typed, tmp_path, monkeypatch, c
     assert capsys.readouterr().out.startswith("unmask: what was asked for smoke (identity ")
 
 
+@pytest.mark.parametrize("typed", ["", ",", "levels,nope"])
+def test_tables_that_are_none_are_refused(typed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("UNMASK_STORE", str(tmp_path))
+    assert main(["run", "smoke", "--tables", typed]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    wrong = "nope" if "nope" in typed else ""
+    assert line.startswith(f"unmask: error: table={wrong!r}: must be one of levels, ")
+
+
 def test_listing_presets_imports_nothing_heavy():
     code = (
         "import sys, unmask.cli; unmask.cli.main(['presets']); "

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    return [name.strip() for name in text.split(",") if name.strip()] or [""]  # which is no table
 
 
 def _presets(_) -> None:
