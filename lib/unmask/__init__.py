@@ -34,4 +34,6 @@ def __getattr__(name):
 
 def table(name, experiment, store=None, jobs=None):
     """One table of an experiment (or preset, by name), computed once, then read; see `measure`."""
-    return __getattr__("measure")(experiment, [name], store, jobs)[name]
+    from .tables import measure
+
+    return measure(experiment, [name], store, jobs)[name]

@@ -141,7 +141,7 @@ class Claims:
         self.rows.append(dict(zip(COLUMNS, row)))
 
 
-_JUDGES: list[tuple[str, tuple[str, ...], Callable]] = []
+_JUDGES: list[tuple[tuple[str, ...], Callable]] = []
 
 
 def judge(finding: str, needs: tuple[str, ...]) -> Callable:
@@ -157,7 +157,7 @@ def judge(finding: str, needs: tuple[str, ...]) -> Callable:
             return Verdicts(claims.rows)
 
         judged.__doc__ = function.__doc__
-        _JUDGES.append((finding, needs, judged))
+        _JUDGES.append((needs, judged))
         return judged
 
     return declare
@@ -165,7 +165,7 @@ def judge(finding: str, needs: tuple[str, ...]) -> Callable:
 
 def all_verdicts(tables: Tables, experiment: Experiment) -> Verdicts:
     """Every verdict of every finding whose tables are there, from the tables of one experiment."""
-    judges = [judged for _, needs, judged in _JUDGES if set(needs) <= set(tables)]
+    judges = [judged for needs, judged in _JUDGES if set(needs) <= set(tables)]
     return Verdicts([row for judged in judges for row in judged(tables, experiment).rows])
 
 

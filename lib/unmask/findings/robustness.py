@@ -118,13 +118,13 @@ def perturbations(lab, seed, rewind_step, level) -> pd.DataFrame:
     point), test_error, other_error, barrier (test error, between the two)."""
     pairs = perturbed(lab, seed, rewind_step, level)
     trained = trained_pairs(lab, seed, rewind_step, level, pairs)
-    here, there = pruned_rewind_points(lab, seed, rewind_step, level)
-    weights = {name: here[name] for name in lab.dense_mask}
+    _, _, here, there = pairs[-1]  # IMP's: the pruned rewind point, and what pruning makes of it
+    step, norm = distance(here, there), distance({name: here[name] for name in lab.dense_mask})
     rows = []
     for pair, (one, other) in zip(pairs, trained):
         path = lab.path(one, other)
-        lengths = pair.length, distance(here, there), distance(weights)
-        rows.append((pair.kind, *lengths, *path.test_error.iloc[[0, -1]], barrier(path)))
+        errors = path.test_error.iloc[[0, -1]]
+        rows.append((pair.kind, pair.length, step, norm, *errors, barrier(path)))
     columns = ["kind", "length", "step_length", "start_norm"]
     return pd.DataFrame(rows, columns=[*columns, "test_error", "other_error", "barrier"])
 
@@ -266,6 +266,6 @@ def perturbed_pairs(tables: Tables, e: Experiment) -> Figure:
     axes[0, 0].set_ylabel("barrier between the two\n(percentage points)")
     axes[1, 0].set_ylabel("test error of the two (%)")
     axes[0, 0].plot([], [], marker="o", color="0.3", label="along IMP's direction", **hollow)
-    handles = axes[0, 0].get_legend_handles_labels()
-    axes[0, -1].legend(*handles, loc="center left", bbox_to_anchor=(1, 0.5))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    plots.legend_beside(axes[0, -1], handles=handles, labels=labels)
     return figure
