@@ -1,4 +1,4 @@
-"""Curvature: the Hessian of the train loss at a solution, and its spectrum.
+"""Curvature: the Hessian of the train loss at a solution, its Gauss-Newton part, and spectra.
 
 The Hessian is that of the mean cross-entropy over a split, in nats, in evaluation mode, restricted
 to a mask's survivors: D x D, where D counts survivors, in the order of `pruning.surviving`. Arrays
@@ -9,6 +9,7 @@ eigenvalues down to about 1e-6 of the largest.
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import LinearOperator
 from torch import nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, jvp, vjp, vmap
 
 from . import networks
 from .data import Split
@@ -74,30 +75,56 @@ class _Hessian:
             flat[:, self.alive[name]] = torch.from_numpy(columns.T.copy()).to(flat)
             tangents[name] = flat.view(-1, *start[name].shape)
 
-        def loss(weights, x, y):
-            return F.cross_entropy(functional_call(self.network, weights, (x,)), y, reduction="sum")
-
-        def product(u, x, y):
-            def gradient(moved):
-                return grad(loss)(still | moved, x, y)
-
-            return jvp(gradient, (start,), (u,))[1]
-
         total = 0.0
         size = max(1, min(_SAMPLES, _VALUES // self.split.x[0].numel()))
         with networks.kernels(self.network):
             for x, y in self.split.chunks(size):
-                rows = vmap(product, in_dims=(0, None, None))(tangents, x, y)
+                one = functools.partial(self._one, still, start, x, y)
+                rows = vmap(one)(tangents)
                 rows = [rows[name].flatten(1)[:, self.alive[name]] for name in wanted]
                 total = total + torch.cat(rows, 1).double()
         return total.cpu().numpy().T / len(self.split.y)
 
+    def _logits(self, weights, x):
+        return functional_call(self.network, weights, (x,))
 
-def hessian_operator(network: nn.Module, mask: Mask, split: Split) -> LinearOperator:
-    """The Hessian as a SciPy operator, (D, D). Products with several vectors at once are faster.
+    def _one(self, still, start, x, y, u):
+        """The product with one direction `u`, summed over the samples (x, y), in layers `still`."""
+
+        def loss(weights):
+            return F.cross_entropy(self._logits(weights, x), y, reduction="sum")
+
+        def gradient(moved):
+            return grad(loss)(still | moved)
+
+        return jvp(gradient, (start,), (u,))[1]
+
+
+class _GaussNewton(_Hessian):
+    """Products with `J' S J`, where J is the Jacobian of the logits and S the Hessian of the loss
+    in them, `diag(p) - p p'`: the Hessian without the curvature of the network itself. It has no
+    negative eigenvalue (Schraudolph 2002)."""
+
+    def _one(self, still, start, x, y, u):
+        logits, along = jvp(lambda moved: self._logits(still | moved, x), (start,), (u,))
+        p = logits.softmax(1)
+        along = p * (along - (p * along).sum(1, keepdim=True))
+        _, pull = vjp(lambda weights: self._logits(weights, x), still)
+        return pull(along)[0]
+
+
+HESSIAN, GAUSS_NEWTON = "hessian", "gauss-newton"
+_MATRICES = {HESSIAN: _Hessian, GAUSS_NEWTON: _GaussNewton}
+
+
+def hessian_operator(
+    network: nn.Module, mask: Mask, split: Split, matrix: str = HESSIAN
+) -> LinearOperator:
+    """The Hessian, or its Gauss-Newton part, as a SciPy operator, (D, D). Products with several
+    vectors at once are faster.
     Raises UnmaskError: the network is in training mode, the mask does not fit it, or there are no
     survivors or samples."""
-    hessian, layers = _Hessian(network, mask, split), list(mask)
+    hessian, layers = _MATRICES[matrix](network, mask, split), list(mask)
     size, ends = sum(hessian.sizes), np.cumsum(hessian.sizes)[:-1]
 
     def matmat(vectors: np.ndarray) -> np.ndarray:
@@ -113,10 +140,13 @@ def hessian_operator(network: nn.Module, mask: Mask, split: Split) -> LinearOper
     return LinearOperator((size, size), matvec=matvec, matmat=matmat, dtype=float)
 
 
-def exact_hessian(network: nn.Module, mask: Mask, split: Split) -> np.ndarray:
-    """The whole Hessian, (D, D), exactly symmetric: for small networks. Memory: 8 D^2 bytes.
+def exact_hessian(
+    network: nn.Module, mask: Mask, split: Split, matrix: str = HESSIAN
+) -> np.ndarray:
+    """The whole Hessian, or its Gauss-Newton part, (D, D), exactly symmetric: for small networks.
+    Memory: 8 D^2 bytes.
     Raises UnmaskError: as `hessian_operator`."""
-    hessian, layers = _Hessian(network, mask, split), list(mask)
+    hessian, layers = _MATRICES[matrix](network, mask, split), list(mask)
     matrix, start = np.empty((sum(hessian.sizes),) * 2), 0
     for index, (layer, size) in enumerate(zip(layers, hessian.sizes)):
         # Rows along unit vectors of this layer. Those of the layers before are known by symmetry,
@@ -132,6 +162,19 @@ def exact_hessian(network: nn.Module, mask: Mask, split: Split) -> np.ndarray:
         matrix[end:, start:end] = matrix[start:end, end:].T
         start = end
     return matrix
+
+
+def loss_gradient(network: nn.Module, mask: Mask, split: Split) -> np.ndarray:
+    """The gradient of the train loss in the survivors, (D,), in nats per unit of weight.
+    Raises UnmaskError: as `hessian_operator`."""
+    where = _Hessian(network, mask, split)
+
+    def loss(weights):
+        return F.cross_entropy(where._logits(weights, where.split.x), where.split.y)
+
+    found = grad(loss)(where.weights)
+    parts = [found[name].flatten()[alive] for name, alive in where.alive.items()]
+    return torch.cat(parts).double().cpu().numpy()
 
 
 class Spectrum(NamedTuple):

@@ -184,7 +184,6 @@ class Experiment:
     # judging, fixed before results are looked at
     epsilon: float = setting(_SHARE)  # matching: at most the dense error plus epsilon
     lmc_threshold: float = setting(_SHARE)  # connected: a barrier below this
-    agreement: float = setting(_SHARE)  # a claim holds if at least this share of its cases agrees
     higher_sparsity: float = setting(_SHARE)  # "at higher sparsities": density at most this
     ticket_density: float = setting(_SHARE)  # a winning ticket keeps at most this share
     loss_height: float = setting(("above 0", lambda v: v > 0))  # of a sublevel set, in nats

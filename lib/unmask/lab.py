@@ -121,6 +121,14 @@ class Lab:
         self._store_sparse([place for place in missing if place.level > 0])
         return [found[place] or self._read(place) for place in places]
 
+    def trained(self, starts: Sequence[Start], step: int, fine_tune: bool = False) -> list[State]:
+        """What each start trains to, from `step` on; with `fine_tune`, at the schedule's last
+        learning rate."""
+        e = self.experiment
+        lr = learning_rate(e, e.steps - 1) if fine_tune else None
+        ends = train_all(e, self.data.train, starts, step, lr=lr, store=self.store)
+        return [states[e.steps] for states, _ in ends]
+
     def course(self, kind: str, seed: int, rewind_step: int, level: int) -> dict[int, float]:
         """The course of a chain's retraining; see `Ticket`. Trained again where a store of before
         there were courses has none."""

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .experiments import Experiment
-from .verdicts import dense_errors
+from .verdicts import Tables, reference_errors
 
 PERCENT = 100
 # what is trained, by the names of `chains`
@@ -101,14 +101,14 @@ def threshold_line(ax: Axes, share: float, **look) -> None:
     ax.axhline(PERCENT * share, **{"color": "0.3", "lw": 1, "ls": ":"} | look)
 
 
-def most_that_matches(levels: pd.DataFrame, experiment: Experiment) -> float:
+def most_that_matches(tables: Tables, experiment: Experiment) -> float:
     """The largest error that counts as matching, on average over seeds."""
-    return dense_errors(levels).mean() + experiment.epsilon
+    return reference_errors(tables).mean() + experiment.epsilon
 
 
-def matching_line(ax: Axes, levels: pd.DataFrame, experiment: Experiment) -> None:
+def matching_line(ax: Axes, tables: Tables, experiment: Experiment) -> None:
     """The largest error that counts as matching, averaged over seeds."""
-    threshold_line(ax, most_that_matches(levels, experiment), label="matching, at most")
+    threshold_line(ax, most_that_matches(tables, experiment), label="matching, at most")
 
 
 def density_at(levels: pd.DataFrame, level: int) -> str:

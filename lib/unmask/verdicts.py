@@ -1,8 +1,10 @@
 """What decides: barriers, matching and connected networks, and verdicts on claims about them.
 
-Everything here works on tables alone, without torch. Thresholds are those that the preset fixed
-beforehand. A verdict is "holds", "fails", or "not decidable" where fewer than `CASES_NEEDED` cases
-could be looked at (a case is a pair of networks; a claim about seeds needs one).
+Everything here works on tables alone, without torch. A claim is a statement about seeds: for each
+seed one signed number M, positive where the paper is right, in the claim's own unit. Its verdict is
+where the t-interval of their mean lies: above 0 it "holds", below it "fails", or else it is
+"undecided". Thresholds and the levels that M is a mean over are those that the preset fixed
+beforehand.
 """
 
 from __future__ import annotations
@@ -10,15 +12,20 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from .experiments import Experiment
 
 METRICS = ("test_error", "train_error", "train_loss")
-CASES_NEEDED = 5
-COLUMNS = ("finding", "claim", "statistic", "rule", "cases", "seeds", "verdict", "figure")
+CONFIDENCE = 0.9
+ALARM = 0.001  # how often two runs of the same seeds may be told apart by chance, for each claim
+HOLDS, FAILS, UNDECIDED, MEASURED = "holds", "fails", "undecided", "measured"
+SYMBOLS = {HOLDS: "●", FAILS: "✕", UNDECIDED: "○", MEASURED: "◆"}
 Tables = dict[str, pd.DataFrame]
 
+_PLACES = ("seed", "rewind_step", "level", "length")
 _ROUNDING = 1e-9  # errors are counts over counts: what is equal on paper differs by this at most
 
 
@@ -37,46 +44,82 @@ def is_at_most(values: pd.Series, limits: pd.Series | float) -> pd.Series:
     return values <= limits + _ROUNDING
 
 
-def is_connected(barriers: pd.Series, experiment: Experiment) -> pd.Series:
+def is_connected(barriers: pd.Series, e: Experiment) -> pd.Series:
     """Linearly mode connected: is the barrier below the threshold?"""
-    return barriers < experiment.lmc_threshold - _ROUNDING
+    return barriers < e.lmc_threshold - _ROUNDING
 
 
-def dense_errors(levels: pd.DataFrame) -> pd.Series:
-    """Test error of level 0, by seed."""
-    return levels[levels.level == 0].groupby("seed").test_error.first()
+def log_barrier(barriers: pd.Series, e: Experiment) -> pd.Series:
+    """`log10(B / theta)`: below 0 where connected. A barrier of 0 counts as half a test sample."""
+    return np.log10(barriers.clip(lower=0.5 / e.evaluated[0]) / e.lmc_threshold)
 
 
-def is_matching(networks: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment) -> pd.Series:
+def reference_errors(tables: Tables) -> pd.Series:
+    """By seed, the test error that its networks are compared with: the mean of the dense run and
+    of those retrained from the last rewind point with nothing pruned, where the table "references"
+    is there."""
+    levels = tables["levels"]
+    dense = levels[levels.level == 0].groupby("seed").test_error.first()
+    if "references" not in tables:
+        return dense
+    again = tables["references"].groupby("seed").test_error.agg(["sum", "count"])
+    return (dense + again["sum"]) / (1 + again["count"])
+
+
+def retraining_spread(tables: Tables) -> float:
+    """Standard deviation of the test error over retrainings of the same seed, or 0 if unknown."""
+    if "references" not in tables:
+        return 0.0
+    levels, columns = tables["levels"], ["seed", "test_error"]
+    first = levels[(levels.level == 0) & (levels.rewind_step == levels.rewind_step.min())]
+    together = pd.concat([first[columns], tables["references"][columns]])
+    return float(together.groupby("seed").test_error.var().mean() ** 0.5)
+
+
+def is_matching(networks: pd.DataFrame, tables: Tables, e: Experiment) -> pd.Series:
     """Is each network (a row with `seed` and `test_error`) epsilon-matching: at most epsilon
-    worse than the dense one?"""
-    limits = networks.seed.map(dense_errors(levels)) + experiment.epsilon
-    return is_at_most(networks.test_error, limits)
+    worse than the seed's reference?"""
+    return is_at_most(networks.test_error, networks.seed.map(reference_errors(tables)) + e.epsilon)
 
 
-def with_matching(levels: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    """The level table with columns `excess` (error above the dense one of the seed) and
-    `matching`."""
-    excess = levels.test_error - levels.seed.map(dense_errors(levels))
-    return levels.assign(excess=excess, matching=is_matching(levels, levels, experiment))
+def is_at_chance(networks: pd.DataFrame, tables: Tables, e: Experiment) -> pd.Series:
+    """Is each network no better than always naming the most frequent class, within three standard
+    errors of an error so large?"""
+    levels = tables["levels"]
+    chance = levels.chance.iloc[0] if "chance" in levels else 1 - 1 / e.classes
+    spread = (chance * (1 - chance) / e.evaluated[0]) ** 0.5
+    return networks.test_error >= chance - 3 * spread
 
 
-def with_next_level(
-    pairs: pd.DataFrame, levels: pd.DataFrame, experiment: Experiment
-) -> pd.DataFrame:
-    """Pairs of successive levels with `density`, `excess` and `matching` of `next_level`, and
-    `connected` (by `barrier`)."""
-    reached = with_matching(levels, experiment).rename(columns={"level": "next_level"})
+def seeds_that_learn(tables: Tables, e: Experiment) -> list[int]:
+    """The seeds whose dense network is better than chance: others decide nothing."""
+    dense = tables["levels"].query("level == 0").groupby("seed").first()
+    return sorted(dense.index[~is_at_chance(dense, tables, e)])
+
+
+def with_matching(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """The level table with columns `excess` (error above the seed's reference), `matching` and
+    `lost` (is at chance)."""
+    levels = tables["levels"]
+    excess = levels.test_error - levels.seed.map(reference_errors(tables))
+    lost = is_at_chance(levels, tables, e)
+    return levels.assign(excess=excess, matching=is_matching(levels, tables, e), lost=lost)
+
+
+def with_next_level(pairs: pd.DataFrame, tables: Tables, e: Experiment) -> pd.DataFrame:
+    """Pairs of successive levels with `density`, `excess`, `matching` and `lost` of `next_level`,
+    and `connected` (by `barrier`)."""
+    reached = with_matching(tables, e).rename(columns={"level": "next_level"})
     keys = ["seed", "rewind_step", "next_level"]
-    table = pairs.merge(reached[[*keys, "density", "excess", "matching"]], on=keys)
-    return table.assign(connected=is_connected(table.barrier, experiment))
+    table = pairs.merge(reached[[*keys, "density", "excess", "matching", "lost"]], on=keys)
+    return table.assign(connected=is_connected(table.barrier, e))
 
 
 def where_imp_matches(tables: Tables, e: Experiment) -> pd.DataFrame:
     """IMP and its controls, with `matching`, where the question is interesting: sparse levels
     (density at most `ticket_density`) at which IMP matches."""
     controls = tables["controls"]
-    judged = controls.assign(matching=is_matching(controls, tables["levels"], e))
+    judged = controls.assign(matching=is_matching(controls, tables, e))
     sparse = judged.density <= e.ticket_density
     found = judged[(judged.kind == "imp") & judged.matching & sparse]
     return judged.merge(found[["seed", "level"]], on=["seed", "level"])
@@ -84,61 +127,190 @@ def where_imp_matches(tables: Tables, e: Experiment) -> pd.DataFrame:
 
 def settings_in_numbers(e: Experiment) -> dict[str, float]:
     """What the prose of every page may quote of an experiment, by name; shares in percent."""
-    shares = "epsilon", "lmc_threshold", "agreement", "higher_sparsity", "prune_fraction"
+    shares = "epsilon", "lmc_threshold", "higher_sparsity", "ticket_density", "prune_fraction"
     counts = {"seeds": e.seeds, "steps": e.steps, "early_step": e.earliest, "late_step": e.latest}
     chance = {"classes": e.classes, "chance_error": 100 * (1 - 1 / e.classes)}
     return counts | chance | {name: 100 * getattr(e, name) for name in shares}
 
 
-def at_latest(table: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+def at_latest(table: pd.DataFrame, e: Experiment) -> pd.DataFrame:
     """The rows of the last rewind step."""
-    return table[table.rewind_step == experiment.latest]
+    return table[table.rewind_step == e.latest]
+
+
+def at_earliest(table: pd.DataFrame, e: Experiment) -> pd.DataFrame:
+    """The rows of the first rewind step."""
+    return table[table.rewind_step == e.earliest]
+
+
+def by_seed(table: pd.DataFrame, values: pd.Series) -> pd.Series:
+    """The mean of `values`, which go by the rows of `table`, for each seed: cases of one seed are
+    never counted as several."""
+    return values.groupby(table.seed).mean()
 
 
 # Verdicts
 
 
-class Verdicts:
-    """Verdicts to show at the end of a page: `rows`, a dict for each claim, or as a `table` with
-    `COLUMNS`."""
+class Evidence:
+    """What the seeds say of one claim, in its `unit`.
 
-    def __init__(self, rows: list[dict]):
-        self.rows, self.table = rows, pd.DataFrame(rows, columns=list(COLUMNS))
+    `values`: M by seed. `bounds`: seeds whose M is at least that. `spread`: the least standard
+    deviation that retraining alone gives M. `headline`: the finding whose headline it is, or ""."""
 
-    def _repr_html_(self) -> str:
-        # What may differ from machine to machine carries a class of its own: the comparison of
-        # committed with fresh verdicts allows for chance there, and for nothing elsewhere.
-        rows = []
-        for row in self.table.itertuples():
-            share = "no case" if row.cases == 0 else f"{row.statistic:.1%}"
-            rows.append(
-                f"<td>{row.finding}</td><td>{_link(row)}</td>"
-                f'<td class="statistic">{share}</td><td class="statistic">{row.cases}</td>'
-                f'<td>{row.seeds}</td><td class="verdict"><strong>{row.verdict}</strong></td>'
-            )
-        return _html(("finding", "claim", "agreeing", "cases", "seeds", "verdict"), rows)
+    def __init__(self, finding, figure, claim, unit, values, *, judged, bounds, spread, headline):
+        self.finding, self.figure, self.claim, self.unit = finding, figure, claim, unit
+        self.values = values.dropna().astype(float).sort_index()
+        self.bounds = sorted(set(bounds) & set(self.values.index))
+        self.judged, self.spread, self.headline = judged, spread, headline
+        self.mean, self.low, self.high = interval(self.values, spread)
 
-    def __repr__(self) -> str:
-        return "\n".join(f"{row.verdict:>13}: {row.claim}" for row in self.table.itertuples())
+    @property
+    def verdict(self) -> str:
+        if not self.judged:
+            return MEASURED
+        if self.low > 0:
+            return HOLDS  # and would with larger values in place of bounds
+        return FAILS if self.high < 0 and not self.bounds else UNDECIDED
+
+    @property
+    def p(self) -> float:
+        """Of the mean being 0 or less: one-sided t-test."""
+        if len(self.values) < 2:
+            return 1.0
+        error = max(self.values.std(), self.spread) / len(self.values) ** 0.5
+        if error == 0:
+            return float(self.mean <= 0)
+        return float(stats.t.sf(self.mean / error, len(self.values) - 1))
+
+    @property
+    def sign_p(self) -> float:
+        """Of the signs alone: exact sign test, two-sided; zeros do not count."""
+        above, below = int((self.values > 0).sum()), int((self.values < 0).sum())
+        return float(stats.binomtest(above, above + below).pvalue) if above + below else 1.0
+
+    def words(self) -> str:
+        """Mean and interval, as text."""
+        if self.values.empty:
+            return "no seed has a case"
+        at_least = "≥ " if self.bounds else ""
+        if np.isnan(self.low):
+            return f"{at_least}{_rounded(self.mean)}"
+        return f"{at_least}{_rounded(self.mean)} [{_rounded(self.low)}, {_rounded(self.high)}]"
+
+
+def interval(values: pd.Series, spread: float = 0.0) -> tuple[float, float, float]:
+    """Mean of the seeds' numbers and the two ends of its t-interval, NaN for fewer than two.
+
+    `spread`: the least that their standard deviation is taken to be."""
+    count, mean = len(values), float(values.mean())
+    if count < 2:
+        return mean, np.nan, np.nan
+    error = max(float(values.std()), spread) / count**0.5
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    return mean, mean - half, mean + half
+
+
+def _rounded(value: float) -> str:
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}"
+
+
+def holm(evidence: list[Evidence]) -> dict[str, float]:
+    """By headline, the p-value corrected for there being several (Holm 1979). A headline of two
+    claims needs both: the larger p-value counts."""
+    worst: dict[str, float] = {}
+    for one in evidence:
+        if one.headline:
+            worst[one.headline] = max(one.p, worst.get(one.headline, 0.0))
+    corrected, least = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(worst.items(), key=lambda item: item[1])):
+        least = max(least, min(1.0, p * (len(worst) - rank)))
+        corrected[name] = least
+    return corrected
 
 
 class Claims:
-    """The claims of one finding, judged one after the other."""
+    """The claims of one finding, judged one after the other, on the seeds that decide."""
 
-    def __init__(self, finding: str, experiment: Experiment):
-        self.finding, self.experiment, self.rows = finding, experiment, []
+    def __init__(self, finding: str, tables: Tables, e: Experiment):
+        self.finding, self.seeds, self.evidence = finding, seeds_that_learn(tables, e), []
+        self.spread = 100 * retraining_spread(tables)  # of a test error, in points
 
-    def add(self, figure: str, claim: str, agreeing: pd.Series, needed: int = CASES_NEEDED) -> None:
-        """A claim about many cases: it holds if at least `experiment.agreement` of them agree.
-        `figure` shows them."""
-        e, cases = self.experiment, len(agreeing)
-        share = float(agreeing.mean()) if cases else float("nan")
-        verdict = "holds" if share >= e.agreement else "fails"
-        if cases < needed:
-            verdict = "not decidable"
-        rule = f"at least {e.agreement:.0%}"
-        row = self.finding, claim, share, rule, cases, e.seeds, verdict, figure
-        self.rows.append(dict(zip(COLUMNS, row)))
+    def add(
+        self,
+        figure: str,
+        claim: str,
+        unit: str,
+        values: pd.Series,
+        *,
+        headline: bool = False,
+        bounds=(),
+        spread: float = 0.0,
+    ) -> None:
+        """A claim, shown by `figure`; see `Evidence`."""
+        self._put(figure, claim, unit, values, True, headline, bounds, spread)
+
+    def measure(self, figure: str, words: str, unit: str, values: pd.Series, bounds=()) -> None:
+        """A quantity that is shown with its interval, and of which nothing is claimed."""
+        self._put(figure, words, unit, values, False, False, bounds, 0.0)
+
+    def _put(self, figure, claim, unit, values, judged, headline, bounds, spread):
+        values = values[values.index.isin(self.seeds)]
+        options = dict(judged=judged, bounds=bounds, spread=spread)
+        options["headline"] = self.finding if headline else ""
+        self.evidence.append(Evidence(self.finding, figure, claim, unit, values, **options))
+
+
+class Verdicts:
+    """Verdicts to show: `evidence` on each claim, in order."""
+
+    def __init__(self, evidence: list[Evidence]):
+        self.evidence = evidence
+
+    def __getitem__(self, claim: str) -> Evidence:
+        return next(one for one in self.evidence if one.claim == claim)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row for each claim, without the seeds' own numbers."""
+        names = ("finding", "claim", "unit", "mean", "low", "high", "sign_p", "verdict", "figure")
+        rows = [[getattr(one, name) for name in names] for one in self.evidence]
+        return pd.DataFrame(rows, columns=list(names))
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for one in self.evidence:
+            name = f"<strong>{_link(one)}</strong>" if one.headline else _link(one)
+            rows.append(f"<td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells(one))}")
+        heads = "claim", "mean [90 % interval]", "unit", "seeds above 0", "sign test", "verdict"
+        return html_table(heads, rows)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{one.verdict:>9}: {one.claim}: {one.words()}" for one in self.evidence)
+
+
+def cells(one: Evidence) -> list[str]:
+    """What a table shows of a claim beside its name, as HTML."""
+    # what may differ from machine to machine has a class of its own
+    above = f"{(one.values > 0).sum()} of {len(one.values)}"
+    numbers = one.words(), one.unit, above, f"{one.sign_p:.2g}"
+    shown = [f'<span class="statistic">{html.escape(words)}</span>' for words in numbers]
+    mark = f"{SYMBOLS[one.verdict]} {one.verdict}"
+    return [*shown, f'<span class="verdict {one.verdict}">{mark}</span>']
+
+
+def html_table(names, rows: list[str], kind: str = "verdicts") -> str:
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<table class="table {kind}">\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table>"
+    )
+
+
+def _link(one: Evidence, page: str = "") -> str:
+    return f'<a href="{page}#{one.figure}">{html.escape(one.claim)}</a>'
 
 
 _JUDGES: list[tuple[tuple[str, ...], Callable]] = []
@@ -151,10 +323,10 @@ def judge(finding: str, needs: tuple[str, ...]) -> Callable:
     of tables and experiment, to `Verdicts`."""
 
     def declare(function: Callable) -> Callable[[Tables, Experiment], Verdicts]:
-        def judged(tables: Tables, experiment: Experiment) -> Verdicts:
-            claims = Claims(finding, experiment)
-            function(claims, tables, experiment)
-            return Verdicts(claims.rows)
+        def judged(tables: Tables, e: Experiment) -> Verdicts:
+            claims = Claims(finding, tables, e)
+            function(claims, tables, e)
+            return Verdicts(claims.evidence)
 
         judged.__doc__ = function.__doc__
         _JUDGES.append((needs, judged))
@@ -163,62 +335,46 @@ def judge(finding: str, needs: tuple[str, ...]) -> Callable:
     return declare
 
 
-def all_verdicts(tables: Tables, experiment: Experiment) -> Verdicts:
+def all_verdicts(tables: Tables, e: Experiment) -> Verdicts:
     """Every verdict of every finding whose tables are there, from the tables of one experiment."""
     judges = [judged for needs, judged in _JUDGES if set(needs) <= set(tables)]
-    return Verdicts([row for judged in judges for row in judged(tables, experiment).rows])
+    return Verdicts([one for judged in judges for one in judged(tables, e).evidence])
 
 
-class Overview:
-    """The verdicts of several presets side by side; a claim leads to its figure.
-
-    Args:
-        verdicts: by the preset's name.
-        pages: by finding, the page with its figures, seen from the page that shows this.
-        headings: by finding, what stands above its claims, as HTML."""
-
-    def __init__(
-        self, verdicts: dict[str, Verdicts], pages: dict[str, str], headings: dict[str, str]
-    ):
-        self.presets, self.pages, self.headings = list(verdicts), pages, headings
-        parts = [shown.table.assign(preset=preset) for preset, shown in verdicts.items()]
-        self.table = pd.concat(parts, ignore_index=True)
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for finding, heading in self.headings.items():
-            here = self.table[self.table.finding == finding]
-            if len(here):
-                rows.append(f'<th colspan="{len(self.presets) + 1}">{heading}</th>')
-            for _, group in here.groupby("claim", sort=False):
-                link = _link(group.iloc[0], self.pages[finding])
-                found = {row.preset: self._cell(row) for row in group.itertuples()}
-                cells = [found.get(preset, "<td>–</td>") for preset in self.presets]
-                rows.append(f"<td>{link}</td>{''.join(cells)}")
-        # names of presets may be broken after each _, which leaves room for the claims
-        names = [preset.replace("_", "_<wbr>") for preset in self.presets]
-        return _html(("claim", *names), rows, "verdicts overview")
-
-    @staticmethod
-    def _cell(row) -> str:
-        share = "no case" if row.cases == 0 else f"{row.statistic:.1%} of {row.cases}"
-        return (
-            f'<td><span class="verdict"><strong>{row.verdict}</strong></span><br>'
-            f'<span class="statistic">{share}</span></td>'
-        )
-
-    def __repr__(self) -> str:
-        return repr(self.table.set_index(["claim", "preset"]).verdict.unstack())
+# Two runs of the same seeds
 
 
-def _html(names: tuple[str, ...], rows: list[str], kind: str = "verdicts") -> str:
-    head = "".join(f"<th>{name}</th>" for name in names)
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<table class="table {kind}">\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table>"
-    )
+def restricted(tables: Tables, to: Tables) -> Tables:
+    """Of another run's tables, what is about the same seeds, rewind steps, levels and lengths as
+    the tables `to`."""
+    found = {}
+    for name, wanted in to.items():
+        keys = [key for key in _PLACES if key in wanted]
+        found[name] = tables[name].merge(wanted[keys].drop_duplicates(), on=keys)
+    return found
 
 
-def _link(row, page: str = "") -> str:
-    return f'<a href="{page}#{row.figure}">{html.escape(row.claim)}</a>'
+def disagreements(here: Verdicts, there: Verdicts, same_bits: bool, spreads: Verdicts) -> list[str]:
+    """Claims on which two runs of the same seeds contradict each other, each in a line.
+
+    With `same_bits`, every number has to be the same. Else the mean difference of the seeds'
+    numbers is held against what retraining can do: the standard deviation over the seeds of
+    `spreads`, a run of at least as many, which retraining is a part of. One in a thousand
+    (`ALARM`) differs by chance; and nothing that holds here may fail there."""
+    found = []
+    for one in here.evidence:
+        other, known = there[one.claim], spreads[one.claim].values
+        shared = one.values.index.intersection(other.values.index)
+        moved = one.values[shared] - other.values[shared]
+        words = f"{one.claim}: {one.words()} here, {other.words()} there"
+        if same_bits:
+            if not one.values.equals(other.values):
+                found.append(words)
+            continue
+        if {one.verdict, other.verdict} == {HOLDS, FAILS}:
+            found.append(words)
+        elif len(shared) and len(known) > 2 and known.std() > 0:
+            t = abs(moved.mean()) / (known.std() * (2 / len(shared)) ** 0.5)
+            if 2 * stats.t.sf(t, len(known) - 1) < ALARM:
+                found.append(words)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,13 +10,17 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+import unmask
+
 from .. import plots
+from ..chains import place
 from ..experiments import Experiment
 from ..plots import LABELS, PERCENT, by_step, matching_line, mean_and_range, plain_log, styles
 from ..plots import threshold_line
-from ..tables import labelled, table
-from ..verdicts import METRICS, Claims, Tables, at_latest, barrier, is_at_most, is_connected, judge
-from ..verdicts import settings_in_numbers, where_imp_matches, with_matching, with_next_level
+from ..tables import labelled, levels_below_the_last, table
+from ..verdicts import METRICS, Claims, Tables, at_earliest, at_latest, barrier, by_seed
+from ..verdicts import is_at_most, is_connected, judge, log_barrier, settings_in_numbers
+from ..verdicts import where_imp_matches, with_matching, with_next_level
 
 INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
 _KEYS = ["seed", "rewind_step", "level", "next_level"]
@@ -66,6 +70,45 @@ def pairs(lab, seed, rewind_step) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["level", "other", "barrier"])
 
 
+PROJECTION, FINE_TUNED, RETRAINED = "projection", "fine-tuned", "retrained"
+
+
+def _probed(e: Experiment):
+    return product(e.all_seeds, e.rewind_steps, levels_below_the_last(e, "probe_levels"))
+
+
+@table(
+    ("seed", "rewind_step", "level"),
+    reads=("barrier_points",),
+    steps=lambda e, seed, rewind_step, level: e.steps - rewind_step,
+    passes=lambda e, *keys: 3 * e.barrier_points * e.evaluated[0],
+    cases=_probed,
+    needs=lambda e, *keys: [place(e, "imp", *keys[:2], keys[2] + i) for i in (0, 1)],
+)
+def subspaces(lab, seed, rewind_step, level) -> pd.DataFrame:
+    """Does the next level's axial subspace meet the linearly connected sublevel set of `w^(L)`, and
+    does training find it there? Three networks of that subspace, against `w^(L)`.
+
+    Columns: weights, test_error, solution_error (of `w^(L)`), barrier (test error, between the
+    two). `weights` is one of
+
+    * "projection": `w^(L)` with the next mask applied: a point of the subspace found without any
+      training.
+    * "fine-tuned": the projection trained within the mask as many steps as a retraining has, at
+      the schedule's last learning rate.
+    * "retrained": `w^(L+1)`, trained within the mask from the rewind point."""
+    solution, after = (lab.level(seed, rewind_step, level + i) for i in (0, 1))
+    projection = unmask.pruning.apply(after.mask, solution.state)
+    start = unmask.train.Start(projection, after.mask, (seed, "order", level + 1, "fine-tuned"))
+    (tuned,) = lab.trained([start], rewind_step, fine_tune=True)
+    states, rows = {PROJECTION: projection, FINE_TUNED: tuned, RETRAINED: after.state}, []
+    for weights, state in states.items():
+        path = lab.path(solution.state, state)
+        before, error = path.test_error.iloc[[0, -1]]
+        rows.append((weights, error, before, barrier(path)))
+    return pd.DataFrame(rows, columns=["weights", "test_error", "solution_error", "barrier"])
+
+
 # Judging
 
 
@@ -80,7 +123,7 @@ def successive(tables: Tables, e: Experiment) -> pd.DataFrame:
     barriers = {metric: paths.apply(barrier, metric) for metric in METRICS}
     names = dict(zip(METRICS, ("barrier", "train_error_barrier", "train_loss_barrier")))
     table = pd.DataFrame(barriers).rename(columns=names).reset_index()
-    return with_next_level(table, tables["levels"], e)
+    return with_next_level(table, tables, e)
 
 
 def _interpolated(tables: Tables) -> pd.DataFrame:
@@ -106,7 +149,7 @@ def all_pairs(tables: Tables, e: Experiment) -> pd.DataFrame:
     """Every two levels of each chain, with columns `connected` (midpoint barrier) and
     `both_matching`."""
     pairs, keys = tables["pairs"], ["seed", "rewind_step", "level"]
-    matching = with_matching(tables["levels"], e).set_index(keys).matching
+    matching = with_matching(tables, e).set_index(keys).matching
     found = []
     for end in ("level", "other"):
         places = pd.MultiIndex.from_arrays([pairs.seed, pairs.rewind_step, pairs[end]])
@@ -115,52 +158,123 @@ def all_pairs(tables: Tables, e: Experiment) -> pd.DataFrame:
     return pairs.assign(connected=connected, both_matching=found[0] & found[1])
 
 
-def in_lcs_set(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """IMP and its controls where IMP matches, with a column `in_lcs_set`: in the linearly
-    connected sublevel set of the IMP solution one level before, that is, no more than epsilon
-    worse and no barrier between the two?"""
-    compared = where_imp_matches(tables, e)
-    as_good = is_at_most(compared.test_error, compared.previous_error + e.epsilon)
-    return compared.assign(in_lcs_set=as_good & is_connected(compared.barrier, e))
+def in_set(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """The networks of the next axial subspace with a column `inside`: in the linearly connected
+    sublevel set of `w^(L)`, that is, no more than epsilon worse and no barrier between the two?"""
+    table = tables["subspaces"]
+    as_good = is_at_most(table.test_error, table.solution_error + e.epsilon)
+    return table.assign(inside=as_good & is_connected(table.barrier, e))
+
+
+def there_and_found(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """One row for each seed, rewind step and probed level.
+
+    Columns: seed, rewind_step, level, projection, fine-tuned, retrained (is it in the set?), there
+    (the subspace meets the set: the projection or what it is fine-tuned to is in it), found (by
+    retraining), matching, lost (is IMP's next level)."""
+    keys = ["seed", "rewind_step", "level"]
+    table = in_set(tables, e).pivot(index=keys, columns="weights", values="inside").reset_index()
+    table = table.assign(there=table[PROJECTION] | table[FINE_TUNED], found=table[RETRAINED])
+    reached = with_matching(tables, e)[[*keys, "matching", "lost"]]
+    return table.merge(reached.assign(level=reached.level - 1), on=keys)
+
+
+def lost_from(pairs: pd.DataFrame, good: pd.Series) -> pd.Series:
+    """By seed, the first level from which on no pair of a chain is `good`: one more than the last
+    that is; the first of all where none is."""
+    last = pairs.next_level.where(good, pairs.next_level.min() - 1).groupby(pairs.seed).max()
+    return last + 1
+
+
+def quadrants(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """For each rewind step: which share of the pairs at higher sparsities is matching or not, and
+    connected or not, by seed; and of all levels, where matching is more than luck.
+
+    Columns: seed, rewind_step, matching, connected, pairs (of this kind), of_all (their share)."""
+    sparse = at_higher_sparsity(successive(tables, e), e)
+    sparse = sparse[~sparse.lost]
+    keys = ["seed", "rewind_step"]
+    counts = sparse.groupby([*keys, "matching", "connected"]).size().rename("pairs")
+    table = counts.reset_index()
+    return table.assign(of_all=table.pairs / table.groupby(keys).pairs.transform("sum"))
 
 
 @judge("1", needs=("levels", "segments", "pairs"))
 def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
-    """Without the table of controls, only what IMP's chains tell."""
+    """Without the tables of controls and subspaces, only what IMP's chains tell."""
     steps = successive(tables, e)
-    sparse = at_higher_sparsity(steps, e)
-    where = f"at higher sparsities (at most {e.higher_sparsity:.0%} of the weights)"
+    steps = steps[~steps.lost]
+    late = at_higher_sparsity(at_latest(steps, e), e)
+    decades = "decades of the barrier's threshold"
+    margin = log_barrier(steps.barrier, e)
+    yes, no = late[late.matching], late[~late.matching]
+    where = f"at higher sparsities, from step {e.latest}"
     claims.add(
         "fig-iff",
-        f"{where}, successive levels are connected if and only if the sparser one is matching",
-        sparse.connected == sparse.matching,
+        f"{where}, a matching level is connected to the one before",
+        decades,
+        by_seed(yes, -margin[yes.index]),
+        headline=True,
     )
-    claim = f"{where}, a matching level is connected to the one before"
-    claims.add("fig-iff", claim, sparse[sparse.matching].connected)
-    claim = f"{where}, a level connected to the one before is matching"
-    claims.add("fig-iff", claim, sparse[sparse.connected].matching)
-    if e.earliest == 0:
-        claim = "rewound to step 0, no level is connected to the next"
-        claims.add("fig-zigzag", claim, ~steps[steps.rewind_step == 0].connected)
+    claims.add(
+        "fig-iff",
+        f"{where}, a level that does not match is not connected to the one before",
+        decades,
+        by_seed(no, margin[no.index]),
+        headline=True,
+    )
+    first = at_earliest(steps, e)
+    early = first[first.matching]
+    claims.add(
+        "fig-iff",
+        f"from step {e.earliest}, even a matching level is not connected to the one before",
+        decades,
+        by_seed(early, margin[early.index]),
+    )
+    claims.add(
+        "fig-zigzag",
+        f"from step {e.earliest}, no level is connected to the next",
+        decades,
+        by_seed(first, margin[first.index]),
+    )
+    pairs = at_latest(steps, e)
+    matches, connects = lost_from(pairs, pairs.matching), lost_from(pairs, pairs.connected)
+    ended = connects.index[connects > e.levels]
+    lag = f"from step {e.latest}, levels from the last that matches to the last that is connected"
+    claims.measure("fig-iff", lag, "levels", connects - matches, bounds=ended)
     linked = at_latest(all_pairs(tables, e), e)
-    claims.add(
-        "fig-pairs",
-        "from the last rewind step, all matching levels form one piece: any two are connected",
-        linked[linked.both_matching].connected,
+    linked = linked[linked.both_matching]
+    shares = by_seed(linked, 100 * linked.connected)
+    claims.measure(
+        "fig-pairs", f"from step {e.latest}, any two matching levels are connected", "%", shares
     )
-    if "controls" not in tables:
-        return
-    compared = in_lcs_set(tables, e)
-    where = f"where IMP matches with at most {e.ticket_density:.0%} of the weights"
-    claims.add(
-        "fig-mask",
-        f"{where}, its axial subspace meets the linearly connected sublevel set of the level "
-        "before",
-        compared[compared.kind == "imp"].in_lcs_set,
-    )
-    for kind, words in (("random", "random mask"), ("shuffled", "layer-wise shuffled mask")):
-        claim = f"{where}, training within a {words} does not find that set"
-        claims.add("fig-mask", claim, ~compared[compared.kind == kind].in_lcs_set)
+    if "controls" in tables:
+        compared = where_imp_matches(tables, e)
+        few = f"where IMP matches with at most {e.ticket_density:.0%} of the weights"
+        for kind, words in (("random", "random mask"), ("shuffled", "layer-wise shuffled mask")):
+            here = compared[compared.kind == kind]
+            claim = f"{few}, training within a {words} ends behind a barrier"
+            claims.add("fig-mask", claim, decades, by_seed(here, log_barrier(here.barrier, e)))
+    if "subspaces" in tables:
+        _judge_the_mask(claims, there_and_found(tables, e), e)
+
+
+def _judge_the_mask(claims: Claims, probed: pd.DataFrame, e: Experiment) -> None:
+    """M is the share of a seed's probed levels, less one half."""
+    probed, unit = probed[~probed.lost], "points above half of the levels"
+    first, late = at_earliest(probed, e), at_latest(probed, e)
+    late = late[late.matching]
+    meets = "the next axial subspace meets the connected sublevel set of the level before"
+
+    def share(rows, column):
+        return by_seed(rows, 100 * rows[column]) - 50
+
+    where = f"from step {e.latest}, where the next level matches"
+    claims.add("fig-there", f"{where}, {meets}", unit, share(late, "there"))
+    claims.add("fig-there", f"{where}, training ends in it", unit, share(late, "found"))
+    where = f"from step {e.earliest}"
+    claims.add("fig-there", f"{where}, {meets} all the same", unit, share(first, "there"))
+    claims.add("fig-there", f"{where}, training does not end in it", unit, -share(first, "found"))
 
 
 # The numbers of its prose
@@ -262,7 +376,7 @@ def zigzag(tables: Tables, e: Experiment) -> Figure:
         ax.plot(mean.index, mean, color=color, lw=1.6)
         ax.plot(whole.index, whole, "o", color=color, label="trained network")
         ax.plot(half.index, half, "o", color=color, mfc="white", label="midpoint between two")
-        matching_line(ax, levels, e)
+        matching_line(ax, tables, e)
         ax.set(title=label, xlabel="pruning level")
         ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         plots.error_axis(ax)
@@ -346,7 +460,7 @@ def pairs_of_levels(tables: Tables, e: Experiment) -> Figure:
         )
         full = grid.combine_first(grid.T)
         sns.heatmap(full, ax=ax, cmap="viridis_r", vmin=0, vmax=90, square=True, **bar)
-        last = _last_matching(levels[levels.rewind_step == chain.rewind_step.iloc[0]], levels, e)
+        last = _last_matching(levels[levels.rewind_step == chain.rewind_step.iloc[0]], tables, e)
         for line in (ax.axhline, ax.axvline):
             line(last + 1, color="#d55e00", lw=1.5, ls="--")
         ticks = np.arange(0, size, 2)
@@ -357,8 +471,8 @@ def pairs_of_levels(tables: Tables, e: Experiment) -> Figure:
     return figure
 
 
-def _last_matching(chain: pd.DataFrame, levels: pd.DataFrame, e: Experiment) -> int:
-    limit = plots.most_that_matches(levels, e)
+def _last_matching(chain: pd.DataFrame, tables: Tables, e: Experiment) -> int:
+    limit = plots.most_that_matches(tables, e)
     failing = ~is_at_most(chain.groupby("level").test_error.mean(), limit)
     return int(failing.idxmax()) - 1 if failing.any() else int(chain.level.max())
 

@@ -26,8 +26,7 @@ from ..errors import Degenerate
 from ..experiments import Experiment
 from ..plots import PERCENT, by_step
 from ..tables import table
-from ..verdicts import Claims, Tables, at_latest, barrier, judge, settings_in_numbers
-from ..verdicts import with_next_level
+from ..verdicts import Tables, barrier, settings_in_numbers, with_next_level
 
 SOLUTIONS, REWIND_POINTS = PLANES = ("solutions", "rewind points")
 MARGIN = 0.4  # around the three points, as a share of the longer side of their bounding box
@@ -183,7 +182,7 @@ def frame(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low - margin, high + margin
 
 
-# Judging
+# What its captions say: a picture of one seed decides nothing
 
 
 def plane_barriers(tables: Tables, e: Experiment) -> pd.DataFrame:
@@ -196,30 +195,7 @@ def plane_barriers(tables: Tables, e: Experiment) -> pd.DataFrame:
     rows = tables["landscape"]
     rows = rows[(rows.plane == SOLUTIONS) & (rows.what == "segment")]
     barriers = rows.groupby(keys)[["t", "test_error"]].apply(barrier).rename("barrier")
-    return with_next_level(barriers.reset_index(), tables["levels"], e)
-
-
-@judge("picture", needs=("landscape", "levels"))
-def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
-    """The picture, of one seed: is the segment between two solutions flat in the plane?"""
-    pairs = plane_barriers(tables, e)
-    first, last = pairs[pairs.rewind_step == e.earliest], at_latest(pairs, e)
-    claims.add(
-        "fig-solutions",
-        "from the last rewind step, the pictured pair matches, and the plane has no hill between "
-        "its networks",
-        last.matching & last.connected,
-        needed=1,
-    )
-    if len(e.rewind_steps) > 1:
-        claims.add(
-            "fig-solutions",
-            "from the first rewind step, the pictured pair does not match, and the plane has a "
-            "hill between its networks",
-            ~first.matching & ~first.connected,
-            needed=1,
-        )
-    claims.rows = [row | {"seeds": 1} for row in claims.rows]
+    return with_next_level(barriers.reset_index(), tables, e)
 
 
 # The numbers of its prose

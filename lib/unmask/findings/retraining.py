@@ -18,7 +18,8 @@ from ..chains import CHAINS, chain
 from ..experiments import Experiment
 from ..plots import PERCENT, by_step, mean_and_range, styles, threshold_line
 from ..tables import table
-from ..verdicts import Claims, Tables, at_latest, barrier, is_matching, judge, settings_in_numbers
+from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, is_matching, judge
+from ..verdicts import settings_in_numbers
 
 STAGES = ("solution", "pruned", "rewound", "retrained")
 CUTS = ("retrained", "continued", "one-shot")
@@ -81,7 +82,9 @@ def gaps(lab, seed, rewind_step) -> pd.DataFrame:
 
 
 def all_chains(e: Experiment, seed: int):
-    return [at for kind in CHAINS for at in chain(e, seed, e.latest, kind)]
+    # of the ways of retraining, as far as they are looked at
+    last = e.control_levels[-1]
+    return [at for kind in CHAINS for at in chain(e, seed, e.latest, kind)[: last + 1]]
 
 
 @table(("seed",), reads=_LATE, needs=all_chains)
@@ -168,12 +171,10 @@ def retraining_methods(lab, seed) -> pd.DataFrame:
 # Judging
 
 
-def with_refilled(gaps: pd.DataFrame, e: Experiment) -> pd.DataFrame:
-    """The table with a column `refilled`: is the gap below the old threshold filled again?
-
-    Before the cut the share `prune_fraction` of the survivors was below it. The gap counts as
-    filled if at least `gap_refilled` times as large a share is there again."""
-    return gaps.assign(refilled=gaps.below >= e.gap_refilled * e.prune_fraction)
+def refilled(below: pd.Series, e: Experiment) -> pd.Series:
+    """How full the gap below the old threshold is again: 1 where as large a share of the survivors
+    is there as before the cut, which is `prune_fraction`."""
+    return below / e.prune_fraction
 
 
 def cuts_compared(tables: Tables) -> pd.DataFrame:
@@ -188,50 +189,79 @@ def cuts_compared(tables: Tables) -> pd.DataFrame:
 
 
 def methods_compared(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """One row for each seed and level: `matching`, `refilled`, `below`, `test_error` and `barrier`
-    of every method.
+    """One row for each seed and level: `matching`, `below`, `test_error` and `barrier` of every
+    method.
 
     Columns are pairs (quantity, kind); the index is seed, level, density."""
     methods = tables["retraining_methods"]
-    table = with_refilled(methods, e)
-    table = table.assign(matching=is_matching(methods, tables["levels"], e))
-    values = ["matching", "refilled", "below", "test_error", "barrier"]
+    table = methods.assign(matching=is_matching(methods, tables, e))
+    values = ["matching", "below", "test_error", "barrier"]
     return table.pivot(index=["seed", "level", "density"], columns="kind", values=values)
 
 
 @judge("4", needs=("levels", "gaps", "next_cuts"))
 def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     """Without the table of methods, only what IMP's chains tell."""
-    stage = dict(tuple(with_refilled(tables["gaps"], e).groupby("stage")))
-    compared = cuts_compared(tables)
-    claim = "pruning opens a gap: no survivor is below the threshold"
-    claims.add("fig-magnitudes", claim, stage["pruned"].below == 0)
+    if "retraining_methods" in tables:
+        below = methods_compared(tables, e)["below"]
+        full = refilled(below["lr-rewound"], e) - e.gap_refilled
+        claims.add(
+            "fig-gap",
+            "learning-rate rewinding, which starts from an empty gap, fills it again: more than "
+            f"{e.gap_refilled:.0%} of what was there before the cut",
+            "share of what was there",
+            full.groupby("seed").mean(),
+            headline=True,
+        )
+    late = at_latest(tables["gaps"], e)
+    below = late.pivot(index=["seed", "level"], columns="stage", values="below")
+    full = refilled(below.retrained, e) - e.gap_refilled
     claims.add(
         "fig-gap",
-        f"retraining fills the gap: at least {e.gap_refilled * e.prune_fraction:.0%} of the "
-        f"survivors are below the old threshold, where {e.prune_fraction:.0%} were before the cut",
-        stage["retrained"].refilled,
+        "after rewinding and retraining, the gap is filled again as far",
+        "share of what was there",
+        full.groupby("seed").mean(),
     )
-    shorter = compared.length_retrained < compared.length_continued
+    more = 100 * (below.retrained - below.rewound)
+    claims.add(
+        "fig-gap",
+        "it is retraining that makes the small weights: there are more after it than after "
+        "rewinding alone",
+        "points of the survivors",
+        more.groupby("seed").mean(),
+    )
+    compared = cuts_compared(tables)
+    longer = np.log(compared.length_continued / compared.length_retrained)
     claim = "the next cut removes a shorter vector with retraining before it than without"
-    claims.add("fig-cuts", claim, shorter)
-    better = compared.test_error_retrained < compared.test_error_continued
+    claims.add("fig-cuts", claim, "log of how many times shorter", by_seed(compared, longer))
+    higher = 100 * (compared.test_error_continued - compared.test_error_retrained)
     claim = "the error after the next cut is lower with retraining before it than without"
-    claims.add("fig-cuts", claim, better)
-    if "retraining_methods" not in tables:
-        return
-    pairs = methods_compared(tables, e)
-    claim = "learning-rate rewinding fills the gap as well"
-    claims.add("fig-gap", claim, pairs["refilled"]["lr-rewound"])
-    less = pairs["below"]["fine-tuned"] < pairs["below"]["imp"]
-    claims.add("fig-gap", "fine-tuning fills less of the gap than weight rewinding", less)
-    sparse = pairs[pairs.index.get_level_values("density") <= e.ticket_density]
-    matching = sparse[sparse["matching"]["imp"].astype(bool)]["matching"]
+    claims.add("fig-cuts", claim, "points", by_seed(compared, higher))
+    if "retraining_methods" in tables:
+        _judge_methods(claims, methods_compared(tables, e), e)
+
+
+def _judge_methods(claims: Claims, methods: pd.DataFrame, e: Experiment) -> None:
+    """Where weight rewinding matches and is sparse: how much worse are the others?"""
+    sparse = methods[methods.index.get_level_values("density") <= e.ticket_density]
+    errors = sparse[sparse["matching"]["imp"].astype(bool)]["test_error"]
     where = f"where weight rewinding matches with at most {e.ticket_density:.0%} of the weights"
-    claim = f"{where}, learning-rate rewinding does as well"
-    claims.add("fig-methods", claim, matching["lr-rewound"])
-    claim = f"{where}, fine-tuning does not"
-    claims.add("fig-methods", claim, ~matching["fine-tuned"].astype(bool))
+    worse = {kind: 100 * (errors[kind] - errors["imp"]) for kind in ("lr-rewound", "fine-tuned")}
+    margin = 100 * e.epsilon
+    claims.add(
+        "fig-methods",
+        f"{where}, learning-rate rewinding is not worse by epsilon",
+        "points",
+        (margin - worse["lr-rewound"]).groupby("seed").mean(),
+        spread=claims.spread,
+    )
+    claims.add(
+        "fig-methods",
+        f"{where}, fine-tuning is worse by more than epsilon",
+        "points",
+        (worse["fine-tuned"] - margin).groupby("seed").mean(),
+        spread=claims.spread,
+    )
 
 
 # The numbers of its prose
@@ -376,7 +406,7 @@ def methods(tables: Tables, e: Experiment) -> Figure:
         for ax, column in zip(axes[0], columns):
             here = table[table.kind == kind]
             mean_and_range(ax, here, "density", column, label=METHODS[kind], **style)
-    plots.matching_line(error, tables["levels"], e)
+    plots.matching_line(error, tables, e)
     threshold_line(barriers, e.lmc_threshold)
     threshold_line(below, e.prune_fraction * e.gap_refilled, ls="--")
     for ax in axes[0]:

@@ -19,10 +19,10 @@ from ..chains import place
 from ..experiments import Experiment
 from ..plots import PERCENT, by_step, mean_and_range, plain_log
 from ..tables import levels_below_the_last, table
-from ..verdicts import Claims, Tables, barrier, is_connected, judge
-from ..verdicts import settings_in_numbers, with_matching
+from ..verdicts import Claims, Tables, at_earliest, at_latest, barrier, by_seed, is_connected
+from ..verdicts import judge, log_barrier, settings_in_numbers, with_matching
 
-RANDOM, IMP = "random", "imp"
+OPPOSITE, RANDOM, IMP = "opposite", "random", "imp"
 
 
 def direction(mask, generator):
@@ -60,7 +60,7 @@ def pruned_rewind_points(lab, seed, rewind_step, level):
 
 
 class Pair(NamedTuple):
-    """Two networks to train from different starts: of a kind, apart by a length in units of d_L."""
+    """Two networks to train from different starts: of a kind, moved by a length in units of d_L."""
 
     kind: str
     length: float
@@ -69,11 +69,13 @@ class Pair(NamedTuple):
 
 
 def perturbed(lab, seed, rewind_step, level) -> list[Pair]:
-    """The starting points of all pairs of a level.
+    """The starting points of all pairs of a level. `d_L` is the distance that pruning moves the
+    pruned rewind point.
 
-    * "random": both moved from the pruned rewind point, by `length` times the distance d_L that
-      pruning moves it, along directions of their own that are the same for every length. Length 0
-      is stability to the noise of SGD alone (Frankle et al. 2020).
+    * "opposite": moved by half of `length` times d_L along one direction, the one forwards and the
+      other backwards, so that they are `length` times d_L apart, as successive pruned rewind points
+      are at length 1. Length 0 is stability to the noise of SGD alone (Frankle et al. 2020).
+    * "random": each moved by d_L along a direction of its own: sqrt(2) d_L apart.
     * "imp": the first not moved, the second moved as pruning moves it; length 1."""
     mask = lab.level(seed, rewind_step, level).mask
     here, there = pruned_rewind_points(lab, seed, rewind_step, level)
@@ -81,8 +83,10 @@ def perturbed(lab, seed, rewind_step, level) -> list[Pair]:
     ways = [direction(mask, unmask.train.generator(*names, which)) for which in (0, 1)]
     step, pairs = distance(here, there), []
     for length in lab.experiment.perturbation_lengths:
-        ends = (moved(here, way, length * step) for way in ways)
-        pairs.append(Pair(RANDOM, length, *ends))
+        half = length * step / 2
+        ends = (moved(here, ways[0], by) for by in (half, -half))
+        pairs.append(Pair(OPPOSITE, length, *ends))
+    pairs.append(Pair(RANDOM, 1.0, *(moved(here, way, step) for way in ways)))
     return [*pairs, Pair(IMP, 1.0, here, there)]
 
 
@@ -95,11 +99,11 @@ def _both_levels(e: Experiment, seed: int, rewind_step: int, level: int):
 
 
 def _trainings(e: Experiment, seed: int, rewind_step: int, level: int) -> float:
-    return (2 * len(e.perturbation_lengths) + 1 - (level > 0)) * (e.steps - rewind_step)
+    return (2 * len(e.perturbation_lengths) + 3 - (level > 0)) * (e.steps - rewind_step)
 
 
 def _paths(e: Experiment, *keys) -> float:
-    return (len(e.perturbation_lengths) + 1) * e.barrier_points * e.evaluated[0]
+    return (len(e.perturbation_lengths) + 2) * e.barrier_points * e.evaluated[0]
 
 
 @table(
@@ -114,7 +118,7 @@ def perturbations(lab, seed, rewind_step, level) -> pd.DataFrame:
     """Barriers between networks trained from perturbed starts, within a level's mask. Of each pair,
     the first trains with the level's data order and the second with another.
 
-    Columns: kind, length (in units of d_L), step_length (d_L), start_norm (of the pruned rewind
+    Columns: kind, length (of `perturbed`, in units of d_L), step_length (d_L), start_norm (of the pruned rewind
     point), test_error, other_error, barrier (test error, between the two)."""
     pairs = perturbed(lab, seed, rewind_step, level)
     trained = trained_pairs(lab, seed, rewind_step, level, pairs)
@@ -131,8 +135,7 @@ def perturbations(lab, seed, rewind_step, level) -> pd.DataFrame:
 
 def trained_pairs(lab, seed, rewind_step, level, pairs):
     """What both networks of each pair train to."""
-    e, Start = lab.experiment, unmask.train.Start
-    ticket = lab.level(seed, rewind_step, level)
+    Start, ticket = unmask.train.Start, lab.level(seed, rewind_step, level)
     one, other = (seed, "order", level), (seed, "order", level, "second")
     # IMP's pair, the last, shares its first network with that of length 0, the first
     starts = [Start(pair.first, ticket.mask, one) for pair in pairs[:-1]]
@@ -140,9 +143,7 @@ def trained_pairs(lab, seed, rewind_step, level, pairs):
     # The chain has trained the network that is not moved; not so the dense one, whose momentum
     # was not reset at the rewind step.
     known = [ticket.state] if level > 0 else []
-    starts, split = starts[len(known) :], lab.data.train
-    trained = unmask.train.train_all(e, split, starts, rewind_step, store=lab.store)
-    ends = known + [states[e.steps] for states, _ in trained]
+    ends = known + lab.trained(starts[len(known) :], rewind_step)
     firsts, seconds = ends[: len(pairs) - 1], ends[len(pairs) - 1 :]
     return list(zip([*firsts, firsts[0]], seconds))
 
@@ -150,17 +151,25 @@ def trained_pairs(lab, seed, rewind_step, level, pairs):
 # Judging
 
 
+def main_kind(tables: Tables) -> str:
+    """The kind of pair that the finding is judged by: at lengths, tables published before there
+    were opposite pairs have those along two directions."""
+    return OPPOSITE if (tables["perturbations"].kind == OPPOSITE).any() else RANDOM
+
+
 def at_step_length(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """One row for each seed, rewind step and probed level: what perturbations of length d_L do, and
+    """One row for each seed, rewind step and probed level: what perturbations of length 1 do, and
     whether IMP works.
 
     Columns: seed, rewind_step, level, barriers and whether they count as connected for pairs with
-    no perturbation (noise_barrier, noise_connected), along random directions (random_...) and along
-    IMP's (imp_...), step_length, start_norm, matching (is IMP's next level), density (of that)."""
-    keys, pairs = ["seed", "rewind_step", "level"], tables["perturbations"]
-    table = with_matching(tables["levels"], e)[[*keys, "density", "matching"]]
+    no perturbation (noise_barrier, noise_connected), of the `main_kind` (step_...), along two
+    random directions (random_...) and along IMP's (imp_...), step_length, start_norm, matching and
+    lost (is IMP's next level), density (of that)."""
+    keys, pairs, main = ["seed", "rewind_step", "level"], tables["perturbations"], main_kind(tables)
+    table = with_matching(tables, e)[[*keys, "density", "matching", "lost"]]
     table = table.assign(level=table.level - 1)
-    for name, kind, length in (("noise", RANDOM, 0), ("random", RANDOM, 1), ("imp", IMP, 1)):
+    wanted = ("noise", main, 0), ("step", main, 1), ("random", RANDOM, 1), ("imp", IMP, 1)
+    for name, kind, length in wanted:
         here = pairs[(pairs.kind == kind) & (pairs.length == length)]
         here = here.rename(columns={"barrier": f"{name}_barrier"})
         also = ["step_length", "start_norm"] if name == "noise" else []
@@ -172,21 +181,34 @@ def at_step_length(tables: Tables, e: Experiment) -> pd.DataFrame:
 @judge("2", needs=("levels", "perturbations"))
 def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     table = at_step_length(tables, e)
-    yes, no = table[table.matching], table[~table.matching]
-    stable = table[table.random_connected]
-    checked = {
-        "networks each moved by d_L along random directions train to connected ones if and only if "
-        "IMP's next level is matching": table.random_connected == table.matching,
-        "where IMP's next level is matching, they do": yes.random_connected,
-        "where it is not, they do not": ~no.random_connected,
-        "stability at d_L is stronger than stability to the noise of SGD: where there is the one, "
-        "there is the other": stable.noise_connected,
-        "a network moved by d_L along IMP's direction trains to one connected to that of the "
-        "unmoved if and only if IMP's next level is matching": table.imp_connected
-        == table.matching,
-    }
-    for claim, agreeing in checked.items():
-        claims.add("fig-perturbed", claim, agreeing)
+    table = table[~table.lost]
+    late, first = at_latest(table, e), at_earliest(table, e)
+    yes, no = late[late.matching], late[~late.matching]
+    apart = "d_L apart" if main_kind(tables) == OPPOSITE else "each moved by d_L"
+    decades = "decades of the barrier's threshold"
+
+    def add(claim, rows, barriers, sign, **options):
+        margin = sign * log_barrier(barriers, e)
+        claims.add("fig-perturbed", claim, decades, by_seed(rows, margin), **options)
+
+    where = f"from step {e.latest}, where IMP's next level matches"
+    claim = f"{where}, networks {apart} train to connected ones"
+    add(claim, yes, yes.step_barrier, -1, headline=True)
+    if main_kind(tables) == OPPOSITE:
+        claim = f"{where}, so do networks sqrt(2) d_L apart, along two directions"
+        add(claim, yes, yes.random_barrier, -1)
+    add(f"{where}, so do networks apart by pruning itself", yes, yes.imp_barrier, -1)
+    claim = f"from step {e.latest}, where it does not match, networks {apart} do not"
+    add(claim, no, no.step_barrier, 1)
+    claim = f"from step {e.earliest}, networks {apart} do not train to connected ones"
+    add(claim, first, first.step_barrier, 1)
+    more = log_barrier(late.step_barrier, e) - log_barrier(late.noise_barrier, e)
+    claims.add(
+        "fig-perturbed",
+        f"from step {e.latest}, the barrier is larger at that distance than from the noise of SGD",
+        "decades",
+        by_seed(late, more),
+    )
 
 
 # The numbers of its prose
@@ -196,16 +218,17 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     """By name; barriers in percent."""
     table = at_step_length(tables, e)
     late, longest = table.rewind_step == e.latest, e.perturbation_lengths[-1]
-    perturbed = tables["perturbations"].query("kind == 'random' and length == @longest")
+    main = main_kind(tables)
+    perturbed = tables["perturbations"].query("kind == @main and length == @longest")
     return settings_in_numbers(e) | {
         "cases": len(table),
         "noise_connected": table.noise_connected.sum(),
-        "step_connected": table.random_connected.sum(),
-        "noise_only": (table.noise_connected & ~table.random_connected).sum(),
+        "step_connected": table.step_connected.sum(),
+        "noise_only": (table.noise_connected & ~table.step_connected).sum(),
         "matching": table.matching.sum(),
-        "stable_not_matching": (table.random_connected & ~table.matching).sum(),
-        "late_barrier": 100 * table[late].random_barrier.mean(),
-        "early_barrier": 100 * table[~late].random_barrier.mean(),
+        "stable_not_matching": (table.step_connected & ~table.matching).sum(),
+        "late_barrier": 100 * table[late].step_barrier.mean(),
+        "early_barrier": 100 * table[~late].step_barrier.mean(),
         "longest": longest,
         "barrier_at_longest": 100 * perturbed.barrier.mean(),
     }
@@ -220,9 +243,9 @@ def robustness_table(tables: Tables, e: Experiment) -> pd.DataFrame:
     cells = {
         "d_L (% of the norm)": (100 * rows.d_L.mean()).round(1),
         "barrier at 0": (100 * rows.noise_barrier.mean()).round(2),
-        "at d_L": (100 * rows.random_barrier.mean()).round(2),
+        "at d_L": (100 * rows.step_barrier.mean()).round(2),
         "IMP's direction": (100 * rows.imp_barrier.mean()).round(2),
-        "connected at d_L (seeds)": rows.random_connected.sum(),
+        "connected at d_L (seeds)": rows.step_connected.sum(),
         "IMP's next level matches (seeds)": rows.matching.sum(),
         "seeds": rows.size(),
     }
@@ -238,7 +261,7 @@ def perturbed_pairs(tables: Tables, e: Experiment) -> Figure:
 
     A column of panels for each probed level, a curve for each rewind step: mean and range over
     seeds. Hollow: the same length along IMP's own direction."""
-    table = tables["perturbations"]
+    table, main = tables["perturbations"], main_kind(tables)
     table = table.assign(error=table[["test_error", "other_error"]].mean(axis=1))
     levels, hollow = sorted(table.level.unique()), dict(ms=9, mfc="none", mew=1.6, ls="none")
     options = dict(rows=2, width=4.2, height=2.8, sharex=True, sharey="row")
@@ -246,7 +269,7 @@ def perturbed_pairs(tables: Tables, e: Experiment) -> Figure:
     for column, level in zip(axes.T, levels):
         curves = by_step(table[table.level == level], e)
         for offset, (label, style, chain) in enumerate(curves):
-            random, imp = (chain[chain.kind == kind] for kind in (RANDOM, IMP))
+            random, imp = (chain[chain.kind == kind] for kind in (main, IMP))
             look, at = {"color": style["color"]}, 1 + 0.06 * (offset - 1)  # side by side
             for ax, y in zip(column, ("barrier", "error")):
                 mean_and_range(ax, random, "length", y, label=label, **style)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..chains import CONTROLS, place
+import unmask
+
+from ..chains import CONTROLS, dense, place
 from ..experiments import Experiment
 from ..plots import LABELS, by_step, density_axis, error_axis, matching_line, mean_and_range, styles
 from ..tables import table
-from ..verdicts import Claims, Tables, at_latest, barrier, dense_errors, is_at_most, judge
-from ..verdicts import settings_in_numbers, where_imp_matches, with_matching
+from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, is_at_most, judge
+from ..verdicts import reference_errors, settings_in_numbers, where_imp_matches, with_matching
 
 
 def _evaluations(e: Experiment, *keys) -> float:
@@ -22,15 +25,53 @@ def _evaluations(e: Experiment, *keys) -> float:
 def levels(lab, seed, rewind_step) -> pd.DataFrame:
     """Error at every level of one chain.
 
-    Columns: level, density, survivors, test_error, train_error, train_loss."""
-    rows = []
+    Columns: level, density, survivors, test_error, train_error, train_loss, chance (the test error
+    of always naming the most frequent class)."""
+    rows, labels = [], lab.measured.test.y
+    chance = 1 - float(labels.bincount().max()) / len(labels)
     for level in range(lab.experiment.levels + 1):
         state = lab.level(seed, rewind_step, level).state
         test, train = lab.evaluate(state), lab.evaluate(state, "train")
         sparsity = level, lab.density(level), lab.survivors(level)
-        rows.append((*sparsity, test.error, train.error, train.loss))
+        rows.append((*sparsity, test.error, train.error, train.loss, chance))
     columns = ["level", "density", "survivors", "test_error", "train_error", "train_loss"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*columns, "chance"])
+
+
+AGAIN = 2  # times that the dense network is retrained
+
+
+@table(
+    ("seed",),
+    reads=("rewind_steps",),
+    steps=lambda e, seed: AGAIN * (e.steps - e.latest),
+    passes=lambda e, seed: AGAIN * e.evaluated[0],
+    needs=lambda e, seed: [dense(seed)],
+)
+def references(lab, seed) -> pd.DataFrame:
+    """What retraining from the last rewind point gives where nothing is pruned: as a level is
+    trained, with the momentum at zero and a data order of its own.
+
+    Columns: again (which retraining), test_error."""
+    e, Start = lab.experiment, unmask.train.Start
+    rewound, whole = lab.rewind_point(seed, e.latest), lab.dense_mask
+    starts = [Start(rewound, whole, (seed, "order", 0, "again", i)) for i in range(AGAIN)]
+    errors = [lab.evaluate(state).error for state in lab.trained(starts, e.latest)]
+    return pd.DataFrame({"again": range(AGAIN), "test_error": errors})
+
+
+@table(("seed", "rewind_step"), reads=("levels",))
+def layers(lab, seed, rewind_step) -> pd.DataFrame:
+    """How many weights each layer keeps at every level of one chain; a layer that keeps none passes
+    nothing on.
+
+    Columns: level, layer, weights, survivors."""
+    rows = []
+    for level in range(lab.experiment.levels + 1):
+        for name, kept in lab.level(seed, rewind_step, level).mask.items():
+            layer = name.removesuffix(".weight")
+            rows.append((level, layer, kept.numel(), int(kept.sum())))
+    return pd.DataFrame(rows, columns=["level", "layer", "weights", "survivors"])
 
 
 _READS = ("levels", "barrier_points", "control_every", "rewind_steps", "train_measured")
@@ -73,37 +114,62 @@ def controls(lab, seed) -> pd.DataFrame:
 # Judging
 
 
+def sparsest_matching(tables: Tables, e: Experiment) -> pd.Series:
+    """By seed, the least density of a level that matches, from the last rewind step: 1 where only
+    the dense network does. Where the chain's last level matches, the chain ends too early to tell:
+    it is a bound."""
+    late = at_latest(with_matching(tables, e), e)
+    return late[late.matching | (late.level == 0)].groupby("seed").density.min()
+
+
+def excess_where_late_matches(tables: Tables, e: Experiment, step: int) -> pd.Series:
+    """By seed, the mean error above the matching limit of a chain from another rewind step, in
+    points, at the sparse levels (density at most `ticket_density`) at which that from the last
+    one matches."""
+    judged = with_matching(tables, e)
+    sparse = judged[(judged.level > 0) & (judged.density <= e.ticket_density)]
+    late = at_latest(sparse, e)
+    compared = sparse[sparse.rewind_step == step].merge(late[late.matching][["seed", "level"]])
+    return by_seed(compared, 100 * (compared.excess - e.epsilon))
+
+
+CLAIMED = {
+    "random": "a random mask trains to a worse network, by more than epsilon",
+    "shuffled": "a layer-wise shuffled IMP mask does",
+    "reinitialized": "the IMP mask on new weights does",
+    "one-shot": "one-shot pruning does",
+}
+
+
 @judge("0", needs=("levels",))
 def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     """Without the table of controls, only what IMP's chains tell."""
-    judged = with_matching(tables["levels"], e)
-    sparse = judged[(judged.level > 0) & (judged.density <= e.ticket_density)]
-    late = at_latest(sparse, e)
-    few = f"at most {e.ticket_density:.0%} of the weights"
+    density = sparsest_matching(tables, e)
+    ended = density.index[density <= tables["levels"].density.min()]
     claims.add(
         "fig-errors",
-        "from the last rewind step, IMP finds a matching network that keeps "
-        f"{few} (share of seeds)",
-        late.groupby("seed").matching.any(),
-        needed=1,
+        f"from step {e.latest}, IMP finds a matching network with less than "
+        f"{e.ticket_density:.0%} of the weights",
+        "log of how many times sparser",
+        np.log(e.ticket_density / density),
+        bounds=ended,
     )
-    reached = late[late.matching][["seed", "level"]]
     for step in e.rewind_steps[:-1]:
-        claim = f"where it does, the network rewound to step {step} does not match"
-        early = sparse[sparse.rewind_step == step].merge(reached)
-        claims.add("fig-errors", claim, ~early.matching)
+        # the first is what the paper is about; the others show where it turns
+        put = claims.add if step == e.earliest else claims.measure
+        words = "the error is above the matching limit where that from the last step is not"
+        excess = excess_where_late_matches(tables, e, step)
+        put("fig-errors", f"from step {step}, {words}", "points", excess)
     if "controls" not in tables:
         return
     compared = where_imp_matches(tables, e)
-    words = {
-        "random": "random masks",
-        "shuffled": "layer-wise shuffled masks",
-        "reinitialized": "IMP masks on new weights",
-        "one-shot": "one-shot masks",
-    }
-    for kind, name in words.items():
-        claim = f"where IMP matches with {few}, {name} do not"
-        claims.add("fig-controls", claim, ~compared[compared.kind == kind].matching)
+    compared = compared.pivot(index=["seed", "level"], columns="kind", values="test_error")
+    compared = compared.reindex(columns=["imp", *CLAIMED])
+    for kind, claim in CLAIMED.items():
+        worse = 100 * (compared[kind] - compared["imp"] - e.epsilon)
+        where = f"where IMP matches with at most {e.ticket_density:.0%} of the weights"
+        values = worse.groupby("seed").mean()
+        claims.add("fig-controls", f"{where}, {claim}", "points", values, spread=claims.spread)
 
 
 # The numbers of its prose
@@ -111,8 +177,8 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
 
 def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     """By name; shares in percent, NaN where there is none."""
-    dense = dense_errors(tables["levels"])
-    judged = with_matching(tables["levels"], e)
+    dense = tables["levels"].query("level == 0").groupby("seed").test_error.first()
+    judged = with_matching(tables, e)
     mean = judged.groupby(["rewind_step", "level"])[["excess", "density"]].mean()
     late, early = mean.loc[e.latest], mean.loc[e.earliest]
     lost = late.index[~is_at_most(late.excess, e.epsilon)]
@@ -121,6 +187,7 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     return settings_in_numbers(e) | {
         "dense_error": 100 * dense.mean(),
         "dense_spread": 100 * dense.std(),
+        "reference_error": 100 * reference_errors(tables).mean(),
         "ticket_density": 100 * kept.density.min(),
         "early_lost_density": 100 * early_lost.density.max(),
     }
@@ -148,7 +215,7 @@ def errors_by_level(tables: Tables, e: Experiment) -> Figure:
     figure, ax = plt.subplots(figsize=(7.5, 4.2))
     for label, style, chain in by_step(tables["levels"], e):
         mean_and_range(ax, chain, "density", "test_error", label=label, **style)
-    return _finished(figure, ax, tables["levels"], tables["levels"], e)
+    return _finished(figure, ax, tables["levels"], tables, e)
 
 
 def errors_of_controls(tables: Tables, e: Experiment) -> Figure:
@@ -157,11 +224,11 @@ def errors_of_controls(tables: Tables, e: Experiment) -> Figure:
     for kind, style in styles(LABELS).items():
         here = tables["controls"][tables["controls"].kind == kind]
         mean_and_range(ax, here, "density", "test_error", label=LABELS[kind], **style)
-    return _finished(figure, ax, tables["controls"], tables["levels"], e)
+    return _finished(figure, ax, tables["controls"], tables, e)
 
 
-def _finished(figure, ax, shown, levels, e) -> Figure:
-    matching_line(ax, levels, e)
+def _finished(figure, ax, shown, tables, e) -> Figure:
+    matching_line(ax, tables, e)
     density_axis(ax, shown.density)
     error_axis(ax, "test error (%)")
     ax.legend()
