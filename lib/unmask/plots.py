@@ -8,16 +8,20 @@ print as well.
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .experiments import Experiment
-from .verdicts import Tables, reference_errors
+from .verdicts import FAILS, HOLDS, MEASURED, SYMBOLS, UNDECIDED, Tables, Verdicts
+from .verdicts import reference_errors
 
 PERCENT = 100
 # what is trained, by the names of `chains`
@@ -150,3 +154,54 @@ def plain_log(axis) -> None:
 
 def legend_beside(ax: Axes, **options) -> None:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), **options)
+
+
+# by verdict: color and marker of its mean
+_VERDICTS = {
+    HOLDS: dict(color="#0173b2", marker="o"),
+    UNDECIDED: dict(color="#949494", marker="o", mfc="white"),
+    FAILS: dict(color="#d55e00", marker="X"),
+    MEASURED: dict(color="#3b3b3b", marker="D"),
+}
+_ROW = 0.52  # height of a claim, in inches
+
+
+def forest(shown: Verdicts, here: Verdicts | None = None, width: float = 9.0) -> Figure:
+    """A row for each claim: the seeds' numbers as dots, their mean and its interval, and the line
+    at zero, right of which the paper is right. Each row has a scale of its own, as units differ:
+    the numbers stand beside it.
+
+    `here`: verdicts of the same claims from another run, whose seeds are marked as diamonds."""
+    rows = shown.evidence
+    height = 0.7 + _ROW * len(rows)
+    figure = plt.figure(figsize=(width, height), layout="none")
+    ax = figure.add_axes((0.4, 0.1 / height, 0.27, 1 - 0.1 / height))
+    others = {one.claim: one for one in here.evidence} if here else {}
+    for y, one in enumerate(rows):
+        found = others[one.claim].values if one.claim in others else one.values[:0]
+        ends = [v for v in (one.low, one.high, *one.values, *found) if np.isfinite(v)]
+        scale = max((abs(v) for v in ends), default=0) or 1.0
+        look, side = _VERDICTS[one.verdict], dict(va="center", fontsize=8)
+        # The seeds, a little below their mean and its interval.
+        dots = dict(ls="none", ms=4, mec="none", alpha=0.55)
+        ax.plot(one.values / scale, [y + 0.18] * len(one.values), "o", color="0.45", **dots)
+        ax.plot(found / scale, [y + 0.18] * len(found), "D", ls="none", mfc="none", mec="k", ms=4)
+        if np.isfinite(one.low):
+            ax.plot([one.low / scale, one.high / scale], [y, y], color=look["color"], lw=2.5)
+        if len(one.values):
+            ax.plot(one.mean / scale, y, ls="none", ms=8, mec=look["color"], mew=1.5, **look)
+        # What is claimed, and what came out.
+        name = "\n".join(textwrap.wrap(one.claim, 54))
+        ax.text(-1.12, y, name, ha="right", weight="bold" if one.headline else None, **side)
+        mark = f"{SYMBOLS[one.verdict]} {one.verdict}"
+        ax.text(1.12, y, mark, ha="left", color=look["color"], weight="bold", **side)
+        unit = textwrap.shorten(one.unit, 42)
+        numbers = f"{one.words()}\n{unit}" if len(one.values) else one.words()
+        ax.text(1.92, y, numbers, ha="left", color="0.3", **side)
+    ax.axvline(0, color="0.2", lw=1, zorder=0)
+    ax.set(xlim=(-1.08, 1.08), ylim=(len(rows) - 0.5, -0.9), xticks=[], yticks=[])
+    for words, x, side in (("← against the paper", -0.05, "right"), ("with it →", 0.05, "left")):
+        ax.text(x, -0.75, words, ha=side, va="center", fontsize=8, color="0.3")
+    ax.grid(False)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return figure

@@ -103,7 +103,10 @@ def published(name: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str, p
         raise UnmaskError(f"preset={name!r}: is not published; in {folder} there is {known}")
     about = provenance(name, folder)
     found = {path.stem: reading_csv(path) for path in sorted((folder / name).glob("*.csv"))}
-    return experiment(**about["experiment"]), found, about
+    # settings that there no longer are decided nothing that was computed
+    known = {field.name for field in dataclasses.fields(Experiment)}
+    settings = {name: value for name, value in about["experiment"].items() if name in known}
+    return experiment(**settings), found, about
 
 
 def provenance(name: str, folder: Path = FOLDER) -> dict:

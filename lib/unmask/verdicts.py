@@ -20,6 +20,7 @@ from .experiments import Experiment
 
 METRICS = ("test_error", "train_error", "train_loss")
 CONFIDENCE = 0.9
+SEEDS_NEEDED = 3  # fewer decide nothing, however much they agree
 ALARM = 0.001  # how often two runs of the same seeds may be told apart by chance, for each claim
 HOLDS, FAILS, UNDECIDED, MEASURED = "holds", "fails", "undecided", "measured"
 SYMBOLS = {HOLDS: "●", FAILS: "✕", UNDECIDED: "○", MEASURED: "◆"}
@@ -169,6 +170,8 @@ class Evidence:
     def verdict(self) -> str:
         if not self.judged:
             return MEASURED
+        if len(self.values) < SEEDS_NEEDED:
+            return UNDECIDED
         if self.low > 0:
             return HOLDS  # and would with larger values in place of bounds
         return FAILS if self.high < 0 and not self.bounds else UNDECIDED

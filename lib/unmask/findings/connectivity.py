@@ -208,7 +208,7 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     decades = "decades of the barrier's threshold"
     margin = log_barrier(steps.barrier, e)
     yes, no = late[late.matching], late[~late.matching]
-    where = f"at higher sparsities, from step {e.latest}"
+    where = "at higher sparsities, from the last rewind step"
     claims.add(
         "fig-iff",
         f"{where}, a matching level is connected to the one before",
@@ -223,31 +223,31 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
         by_seed(no, margin[no.index]),
         headline=True,
     )
-    first = at_earliest(steps, e)
-    early = first[first.matching]
-    claims.add(
-        "fig-iff",
-        f"from step {e.earliest}, even a matching level is not connected to the one before",
-        decades,
-        by_seed(early, margin[early.index]),
-    )
-    claims.add(
-        "fig-zigzag",
-        f"from step {e.earliest}, no level is connected to the next",
-        decades,
-        by_seed(first, margin[first.index]),
-    )
+    if len(e.rewind_steps) > 1:
+        first = at_earliest(steps, e)
+        early = first[first.matching]
+        claims.add(
+            "fig-iff",
+            "from the first rewind step, even a matching level is not connected to the one before",
+            decades,
+            by_seed(early, margin[early.index]),
+        )
+        claims.add(
+            "fig-zigzag",
+            "from the first rewind step, no level is connected to the next",
+            decades,
+            by_seed(first, margin[first.index]),
+        )
     pairs = at_latest(steps, e)
     matches, connects = lost_from(pairs, pairs.matching), lost_from(pairs, pairs.connected)
     ended = connects.index[connects > e.levels]
-    lag = f"from step {e.latest}, levels from the last that matches to the last that is connected"
+    lag = "from the last rewind step, how many levels later the connection is lost than matching"
     claims.measure("fig-iff", lag, "levels", connects - matches, bounds=ended)
     linked = at_latest(all_pairs(tables, e), e)
     linked = linked[linked.both_matching]
     shares = by_seed(linked, 100 * linked.connected)
-    claims.measure(
-        "fig-pairs", f"from step {e.latest}, any two matching levels are connected", "%", shares
-    )
+    claim = "from the last rewind step, share of the pairs of matching levels that are connected"
+    claims.measure("fig-pairs", claim, "%", shares)
     if "controls" in tables:
         compared = where_imp_matches(tables, e)
         few = f"where IMP matches with at most {e.ticket_density:.0%} of the weights"
@@ -269,12 +269,14 @@ def _judge_the_mask(claims: Claims, probed: pd.DataFrame, e: Experiment) -> None
     def share(rows, column):
         return by_seed(rows, 100 * rows[column]) - 50
 
-    where = f"from step {e.latest}, where the next level matches"
+    where = "from the last rewind step, where the next level matches"
     claims.add("fig-there", f"{where}, {meets}", unit, share(late, "there"))
-    claims.add("fig-there", f"{where}, training ends in it", unit, share(late, "found"))
-    where = f"from step {e.earliest}"
-    claims.add("fig-there", f"{where}, {meets} all the same", unit, share(first, "there"))
-    claims.add("fig-there", f"{where}, training does not end in it", unit, -share(first, "found"))
+    claims.add("fig-there", f"{where}, training ends in that set", unit, share(late, "found"))
+    if len(e.rewind_steps) > 1:
+        where = "from the first rewind step"
+        claims.add("fig-there", f"{where}, {meets} all the same", unit, share(first, "there"))
+        claim = f"{where}, training does not end in that set"
+        claims.add("fig-there", claim, unit, -share(first, "found"))
 
 
 # The numbers of its prose

@@ -8,6 +8,7 @@ the theory of random subspaces, the exact quadratic, and what is measured.
 
 from __future__ import annotations
 
+import contextlib
 from itertools import cycle, product
 
 import numpy as np
@@ -22,10 +23,10 @@ from .. import plots
 from ..chains import place
 from ..errors import Degenerate, UnmaskError
 from ..experiments import NETWORKS, Experiment
-from ..plots import DASHES, PERCENT, mean_and_range, styles, threshold_line
+from ..plots import DASHES, PERCENT, styles
 from ..tables import Part, levels_below_the_last, table
 from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, is_at_most, is_connected
-from ..verdicts import judge, settings_in_numbers, with_matching
+from ..verdicts import interval, judge, settings_in_numbers, with_matching
 
 MASKS = ("random", "magnitude")
 DRAWS = 8  # random masks whose displacements are compared with that of the magnitude mask
@@ -523,10 +524,8 @@ def _next_ratios(searches: dict, passed: dict) -> dict:
     """What the searches that are not over ask for, having been told whether the last passed."""
     asked = {}
     for variant, outcome in passed.items():
-        try:
+        with contextlib.suppress(StopIteration):
             asked[variant] = searches[variant].send(outcome)
-        except StopIteration:
-            pass
     return asked
 
 
@@ -759,9 +758,27 @@ def limits_table(tables: Tables, e: Experiment) -> pd.DataFrame:
     return predicted.join(found).fillna("-")
 
 
+def readings_table(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """By how many points each prediction misses the measured maximum, by how its spectrum is read
+    and whether the gradient's first-order rise counts: mean over seeds, and its interval."""
+    table = predicted_and_measured(tables, e)
+    rows = {}
+    keys = ["criterion", "reading", "gradient", "mask"]
+    for names, here in table[~table.unresolved].groupby(keys, sort=False):
+        mean, low, high = interval(by_seed(here, 100 * here.miss))
+        rows[names] = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    shown = pd.Series(rows).rename_axis(keys).unstack()
+    return shown.rename(index={True: "counts", False: "zero"}).reindex(columns=list(MASKS))
+
+
+def of_hessian(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows about the Hessian; tables published before know nothing else."""
+    return table[table.matrix == "hessian"] if "matrix" in table else table
+
+
 def spectra_table(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """Spectra in numbers, one row for each level, seed and method."""
-    table = tables["curvatures"]
+    """Spectra of the Hessian in numbers, one row for each level, seed and method."""
+    table = of_hessian(tables["curvatures"])
     errors = table.trace_error.map(" ± {:.1f}".format).where(table.steps > 0, "")
     table = table.assign(
         method=table.steps.map(_method),
@@ -790,7 +807,7 @@ def hessian_spectra(tables: Tables, e: Experiment) -> Figure:
     """Eigenvalues by rank. Left: at each level of the first seed, exact, or by most steps of
     Lanczos where the network is too large. Right: the densest and the sparsest of these levels,
     exact and by Lanczos."""
-    spectra = tables["spectra"]
+    spectra = of_hessian(tables["spectra"])
     spectra = spectra[spectra.seed == spectra.seed.min()]
     spectra = spectra.assign(shown=spectra.eigenvalue.where(spectra.eigenvalue > 0))
     exact = best_of(spectra, ["level"])
@@ -817,63 +834,77 @@ def hessian_spectra(tables: Tables, e: Experiment) -> Figure:
 
 
 def pruning_sweep(tables: Tables, e: Experiment) -> Figure:
-    """Test error (above) and barrier to the solution (below) against the ratio pruned at once, a
-    column for each level.
+    """Every network that was tried: its barrier to the solution against the ratio pruned at once, a
+    column for each level. Above: the best point of the pruned subspace that was found, below: what
+    training from the rewind point finds.
 
-    Hollow, dashed: projections; solid: retrained. Vertical lines: the theory's maximum ratios."""
-    prunings, theory = tables["prunings"], best_predictions(tables)
-    theory = theory[(theory.height == 1) & (theory.criterion == "random subspace")]
-    chosen = sorted(prunings.level.unique())
-    options = dict(rows=2, width=3.7, height=2.8, sharex=True, sharey="row")
-    figure, axes = plots.panels(len(chosen), **options)
-    ways = {"projection": {"ls": "--", "mfc": "white"}, "retrained": {"ls": "-"}}
+    Filled: in the solution's connected sublevel set. Vertical lines: the theory's maximum."""
+    table = tried(tables, e)
+    keys = ["seed", "level", "mask", "draw", "ratio", "way"]
+    # of a projection and what it is fine-tuned to, the one that passes
+    table = table.sort_values(["passed", "barrier"], ascending=[False, True]).groupby(keys).first()
+    table, theory = table.reset_index(), main_reading(predicted_and_measured(tables, e))
+    theory = theory[theory.criterion == "random subspace"]
+    chosen = sorted(table.level.unique())
+    figure, axes = plots.panels(
+        len(chosen), rows=2, width=4.2, height=2.7, sharex=True, sharey=True
+    )
+    words = {EXISTS: "best point that was found", FINDS: "found by training"}
     for column, level in zip(axes.T, chosen):
-        here, maxima = prunings[prunings.level == level], theory[theory.level == level]
-        for mask, style in _LOOKS.items():
-            rows = here[here["mask"] == mask]
-            predicted = maxima[maxima["mask"] == mask].ratio.mean()
-            for ax, y in zip(column, ("test_error", "barrier")):
-                for weights, more in ways.items():
-                    look = style | more | {"label": f"{mask}, {weights}"}
-                    mean_and_range(ax, rows[rows.weights == weights], "ratio", y, **look)
-                line = dict(color=style["color"], lw=1.2, ls=":", label=f"{mask}, theory")
-                ax.axvline(PERCENT * predicted, **line)
-        threshold_line(column[0], plots.most_that_matches(tables["levels"], e))
+        for ax, (way, name) in zip(column, words.items()):
+            for mask, style in _LOOKS.items():
+                look = dict(ms=4, ls="none", alpha=0.7, marker=style["marker"])
+                color = style["color"]
+                rows = table[(table.level == level) & (table.way == way) & (table["mask"] == mask)]
+                for passed, face in ((True, color), (False, "none")):
+                    here = rows[rows.passed == passed]
+                    label = f"{mask}, {'in the set' if passed else 'not'}"
+                    x, y = PERCENT * here.ratio, PERCENT * here.barrier
+                    ax.plot(x, y, mec=color, mfc=face, label=label, **look)
+                predicted = theory[(theory.level == level) & (theory["mask"] == mask)].predicted
+                line = dict(color=color, lw=1.2, ls=":", label=f"{mask}, theory's maximum")
+                ax.axvline(PERCENT * predicted.mean(), **line)
+            plots.barrier_axis(ax, e)
+            ax.set(xlim=(0, 100))
+            if level == chosen[0]:
+                ax.set_ylabel(f"barrier to the solution:\n{name} (points)", fontsize="small")
         column[0].set_title(f"level {level} ({plots.density_at(tables['levels'], level)})")
-        plots.error_axis(column[0])
-        plots.barrier_axis(column[1], e)
-        column[1].set(xlabel="pruned at once (%)", xlim=(0, 100))
-    axes[0, 0].set_ylabel("test error (%)")
-    axes[1, 0].set_ylabel("barrier to the solution\n(percentage points)")
+        column[1].set_xlabel("pruned at once (%)")
     plots.legend_beside(axes[0, -1], fontsize="small")
     return figure
 
 
-def maximum_ratios(tables: Tables, e: Experiment) -> Figure:
-    """Maximum pruning ratios by level, predicted and measured, a panel for each mask. One marker
-    for each seed.
+_READ = {CLIPPED: "negative is flat", ABSOLUTE: "absolute values", GAUSS_NEWTON: "Gauss-Newton"}
 
-    Bars of predictions run from half to twice the loss height, those of measurements to the next
-    ratio of the sweep."""
-    figure, axes = plots.panels(2, width=4.5, height=3.8, sharey=True)
-    table, measured = predicted_and_measured(tables, e), measured_limits(tables, e)
+
+def maximum_ratios(tables: Tables, e: Experiment) -> Figure:
+    """Maximum pruning ratios by level, predicted and measured, a panel for each mask: mean over
+    seeds, and its interval."""
+    figure, axes = plots.panels(2, width=4.5, height=4.2, sharey=True)
+    table, measured = predicted_and_measured(tables, e), limits_by_mask(tables, e)
     places = {level: at for at, level in enumerate(sorted(measured.level.unique()))}
     sources = {}
-    for criterion in ("random subspace", "exact quadratic"):
-        rows = table[table.criterion == criterion]
-        sources[f"predicted, {criterion}"] = rows, ("low", "predicted", "high")
-    for weights in ("projection", "retrained"):
-        rows = measured[measured.weights == weights]
-        sources[f"measured, {weights}"] = rows, ("ratio", "ratio", "above")
+    for way, words in ((EXISTS, "measured: there"), (FINDS, "measured: found by training")):
+        rows = measured[measured.way == way]
+        sources[words] = rows.assign(value=(rows.ratio + rows.above) / 2)
+    for reading, words in _READ.items():
+        rows = table[(table.reading == reading) & ~table.gradient]
+        rows = rows[rows.criterion == "random subspace"]
+        sources[f"theory, {words}"] = rows.assign(value=rows.predicted)
+    rows = main_reading(table)
+    rows = rows[rows.criterion == "exact quadratic"]
+    sources["exact quadratic"] = rows.assign(value=rows.predicted)
+    sources = {label: rows for label, rows in sources.items() if len(rows)}
     looks = styles(sources)
     for ax, mask in zip(axes[0], MASKS):
-        for index, (label, (rows, names)) in enumerate(sources.items()):
-            rows = rows[rows["mask"] == mask]
-            shift = 0.19 * (index - 1.5) + 0.04 * (rows.seed - rows.seed.mean())
-            low, middle, high = (PERCENT * rows[name] for name in names)
-            look = looks[label] | {"ls": "none", "elinewidth": 1, "label": label}
-            bars = np.stack([middle - low, high - middle])
-            ax.errorbar(rows.level.map(places) + shift, middle, bars, **look)
+        for index, (label, rows) in enumerate(sources.items()):
+            shift = 0.13 * (index - (len(sources) - 1) / 2)
+            here = rows[rows["mask"] == mask].groupby("level").value
+            ends = here.apply(interval)
+            at = [places[level] + shift for level in ends.index]
+            mean, low, high = (PERCENT * np.array(part) for part in zip(*ends))
+            look = looks[label] | {"ls": "none", "elinewidth": 1.2, "label": label}
+            ax.errorbar(at, mean, np.stack([mean - low, high - mean]), **look)
         ax.set(title=f"{mask} pruning", xlabel="level", ylim=(-3, 103))
         ax.set_xticks(range(len(places)), places)
     axes[0, 0].set_ylabel("maximum pruning ratio (%)")

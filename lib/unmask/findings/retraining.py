@@ -386,7 +386,7 @@ def cuts(tables: Tables, e: Experiment) -> Figure:
     late = at_latest(tables["levels"], e).query("level > 0")
     label = "IMP, retrained after the cut"
     mean_and_range(right, late, "density", "test_error", label=label, **looks["imp"])
-    plots.matching_line(right, tables["levels"], e)
+    plots.matching_line(right, tables, e)
     for ax in (left, right):
         plots.density_axis(ax, table.density)
     left.set_ylabel("length of the removed weights")

@@ -118,7 +118,7 @@ def perturbations(lab, seed, rewind_step, level) -> pd.DataFrame:
     """Barriers between networks trained from perturbed starts, within a level's mask. Of each pair,
     the first trains with the level's data order and the second with another.
 
-    Columns: kind, length (of `perturbed`, in units of d_L), step_length (d_L), start_norm (of the pruned rewind
+    Columns: kind and length (see `perturbed`), step_length (d_L), start_norm (of the pruned rewind
     point), test_error, other_error, barrier (test error, between the two)."""
     pairs = perturbed(lab, seed, rewind_step, level)
     trained = trained_pairs(lab, seed, rewind_step, level, pairs)
@@ -191,22 +191,24 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
         margin = sign * log_barrier(barriers, e)
         claims.add("fig-perturbed", claim, decades, by_seed(rows, margin), **options)
 
-    where = f"from step {e.latest}, where IMP's next level matches"
+    where = "from the last rewind step, where IMP's next level matches"
     claim = f"{where}, networks {apart} train to connected ones"
     add(claim, yes, yes.step_barrier, -1, headline=True)
     if main_kind(tables) == OPPOSITE:
         claim = f"{where}, so do networks sqrt(2) d_L apart, along two directions"
         add(claim, yes, yes.random_barrier, -1)
     add(f"{where}, so do networks apart by pruning itself", yes, yes.imp_barrier, -1)
-    claim = f"from step {e.latest}, where it does not match, networks {apart} do not"
+    claim = f"from the last rewind step, where it does not match, networks {apart} do not"
     add(claim, no, no.step_barrier, 1)
-    claim = f"from step {e.earliest}, networks {apart} do not train to connected ones"
-    add(claim, first, first.step_barrier, 1)
+    if len(e.rewind_steps) > 1:
+        claim = f"from the first rewind step, networks {apart} do not train to connected ones"
+        add(claim, first, first.step_barrier, 1)
     more = log_barrier(late.step_barrier, e) - log_barrier(late.noise_barrier, e)
     claims.add(
         "fig-perturbed",
-        f"from step {e.latest}, the barrier is larger at that distance than from the noise of SGD",
-        "decades",
+        f"from the last rewind step, networks {apart} end further apart than SGD's noise alone "
+        "sends them",
+        "decades of the barrier",
         by_seed(late, more),
     )
 
@@ -218,8 +220,8 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     """By name; barriers in percent."""
     table = at_step_length(tables, e)
     late, longest = table.rewind_step == e.latest, e.perturbation_lengths[-1]
-    main = main_kind(tables)
-    perturbed = tables["perturbations"].query("kind == @main and length == @longest")
+    pairs = tables["perturbations"]
+    perturbed = pairs[(pairs.kind == main_kind(tables)) & (pairs.length == longest)]
     return settings_in_numbers(e) | {
         "cases": len(table),
         "noise_connected": table.noise_connected.sum(),

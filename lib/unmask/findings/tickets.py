@@ -134,10 +134,10 @@ def excess_where_late_matches(tables: Tables, e: Experiment, step: int) -> pd.Se
 
 
 CLAIMED = {
-    "random": "a random mask trains to a worse network, by more than epsilon",
-    "shuffled": "a layer-wise shuffled IMP mask does",
-    "reinitialized": "the IMP mask on new weights does",
-    "one-shot": "one-shot pruning does",
+    "random": "a random mask trains to a network worse by more than epsilon",
+    "shuffled": "so does a layer-wise shuffled IMP mask",
+    "reinitialized": "so does the IMP mask on new weights",
+    "one-shot": "so does one-shot pruning",
 }
 
 
@@ -148,7 +148,7 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     ended = density.index[density <= tables["levels"].density.min()]
     claims.add(
         "fig-errors",
-        f"from step {e.latest}, IMP finds a matching network with less than "
+        "from the last rewind step, IMP finds a matching network with less than "
         f"{e.ticket_density:.0%} of the weights",
         "log of how many times sparser",
         np.log(e.ticket_density / density),
@@ -156,10 +156,14 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     )
     for step in e.rewind_steps[:-1]:
         # the first is what the paper is about; the others show where it turns
-        put = claims.add if step == e.earliest else claims.measure
-        words = "the error is above the matching limit where that from the last step is not"
-        excess = excess_where_late_matches(tables, e, step)
-        put("fig-errors", f"from step {step}, {words}", "points", excess)
+        first = step == e.earliest
+        put, name = (
+            (claims.add, "the first rewind step") if first else (claims.measure, f"step {step}")
+        )
+        claim = (
+            f"from {name}, the error is above the matching limit where that from the last is not"
+        )
+        put("fig-errors", claim, "points", excess_where_late_matches(tables, e, step))
     if "controls" not in tables:
         return
     compared = where_imp_matches(tables, e)
