@@ -1,6 +1,7 @@
-# make book     compute everything, build the book
+# make book     compute everything, build the book; with FROM=published, compute nothing: the book
+#               of the published tables alone
 # make test     style and imports, unit tests, then every notebook, then the built book
-# make publish  make book, then refresh the outputs and the figure that are committed
+# make publish  make book, then refresh the pages and the figure that are made from tables
 # make bench    how fast it is, beside the textbook loop and what the machine can do
 # make clean    remove what was built (not what was computed, nor .venv)
 
@@ -16,7 +17,7 @@ PYTEST = $(BIN)/pytest -q -n auto --maxprocesses 4
 .PHONY: book test publish bench clean
 
 book: $(INSTALLED)
-	$(BIN)/python book/build.py
+	$(BIN)/python book/build.py $(if $(FROM),--from $(FROM))
 
 publish: $(INSTALLED)
 	$(BIN)/python book/build.py --publish
@@ -27,7 +28,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(PYTEST) --dist loadgroup tests --ignore tests/test_built_book.py
-	$(BIN)/unmask run miniature
+	$(BIN)/unmask run miniature_short
 	$(PYTEST) --dist loadfile --nbval-lax --nbval-current-env \
 	    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks book --ignore book/published.ipynb
 	$(BIN)/python book/build.py

@@ -21,14 +21,13 @@ from pathlib import Path
 
 import joblib
 import nbformat
+import papermill
 import yaml
 from pages import PUBLISHED
 
-from unmask.results import versions
-from unmask.store import processor
-
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path("build/src")
+PRESET = "miniature_short"  # what the notebooks compute, unless told otherwise
 INDEX = Path("build/_build/html/index.html")
 BIN = Path(sys.executable).parent
 IMAGES = Path("book/images")
@@ -37,25 +36,26 @@ README_FIGURE = IMAGES / "02_linear_connectivity.png"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    said = "refresh the pages on published results, the committed outputs and the README figure"
+    said = "refresh the pages on published results and the README figure"
     parser.add_argument("--publish", action="store_true", help=said)
-    publish = parser.parse_args().publish
+    said = "published: compute nothing, show the published tables alone"
+    parser.add_argument("--from", dest="source", choices=("store", "published"), help=said)
+    options = parser.parse_args()
+    publish, compute = options.publish, options.source != "published"
     os.chdir(ROOT)
 
-    times = {"compute": timed(run, "unmask", "run", "miniature")}
+    times = {"compute": timed(run, "unmask", "run", PRESET) if compute else 0.0}
     if publish:
         for preset, about in PUBLISHED.items():
             nbformat.write(compose(preset), f"notebooks/{about['page']}.ipynb")
     stage()
     notebooks = [page for page in toc_files() if page.suffix == ".ipynb"]
-    times["notebooks"] = timed(execute, notebooks)
+    times["notebooks"] = timed(execute, notebooks, compute)
     quietly = "--path-output", "build", "-W", "--keep-going", "-q"
     times["pages"] = timed(run, "jupyter-book", "build", SOURCE, *quietly)
     if publish:
         IMAGES.mkdir(exist_ok=True)
         shutil.copy(SOURCE / README_FIGURE, README_FIGURE)
-        for page in notebooks:
-            commit_outputs(page)
 
     print("\nTime taken")
     for part, seconds in {**times, "total": sum(times.values())}.items():
@@ -108,9 +108,13 @@ def run(command, *arguments):
         sys.exit(f"book/build.py: failed with exit status {code}: {command} {' '.join(arguments)}")
 
 
-def execute(notebooks):
-    """Execute them side by side: their tables are in the store."""
-    calls = [("unmask", "execute", page, "--output", SOURCE / page) for page in notebooks]
+def execute(notebooks, compute):
+    """Execute them side by side: their tables are in the store, or published."""
+    calls = []
+    for page in notebooks:
+        takes = "compute" in papermill.inspect_notebook(page)
+        options = ("-p", "compute", "False") if takes and not compute else ()
+        calls.append(("unmask", "execute", page, "--output", SOURCE / page, *options))
     with ThreadPoolExecutor(min(4, joblib.cpu_count())) as pool:
         list(pool.map(lambda call: run(*call), calls))
     for page in notebooks:
@@ -150,23 +154,6 @@ def save_main_figure(page):
         if "main-figure" in cell.metadata.get("tags", []):
             (png,) = [output.data["image/png"] for output in cell.outputs if "data" in output]
             (SOURCE / IMAGES / f"{page.stem}.png").write_bytes(base64.b64decode(png))
-
-
-def commit_outputs(page):
-    """Give the committed notebook the outputs that nbval compares, and no others."""
-    notebook, executed = nbformat.read(page, 4), nbformat.read(SOURCE / page, 4)
-    fresh, language = {cell.id: cell for cell in executed.cells}, {"name": "python"}
-    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": language}
-    for cell in notebook.cells:
-        for noise in ("papermill", "execution", "ExecuteTime", "collapsed"):
-            cell.metadata.pop(noise, None)
-        if cell.cell_type == "code":
-            checked = "nbval-check-output" in cell.metadata.get("tags", [])
-            cell.outputs = fresh[cell.id].outputs if checked else []
-            cell.execution_count = fresh[cell.id].execution_count if checked else None
-            if checked:  # what its outputs were computed with
-                notebook.metadata["unmask"] = {"processor": processor(), "versions": versions()}
-    nbformat.write(notebook, page)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import unmask
 from unmask import plots, results, tables
 from unmask.chains import RETRAININGS
 from unmask.findings import FINDINGS
-from unmask.verdicts import Overview, Tables, Verdicts, at_latest, dense_errors
+from unmask.verdicts import SYMBOLS, Tables, Verdicts, at_latest, holm, html_table
 from unmask.verdicts import settings_in_numbers, with_matching
 
 _PAGES = yaml.safe_load(Path(__file__).with_name("pages.yml").read_text())
@@ -23,28 +23,91 @@ REPORTED = {finding: about["reported"] for finding, about in _PAGES["findings"].
 PUBLISHED = _PAGES["published"]
 
 
-def overview(verdicts: dict[str, Verdicts], folder: str = "../notebooks/") -> Overview:
-    """Verdicts by preset, beside what the paper reports; `folder` is that of the findings' pages,
-    seen from the page that shows this."""
-    headings = {}
-    for finding, words in REPORTED.items():
-        name = f"Finding {finding}" if finding.isdigit() else f"The {finding}"
-        headings[finding] = f"{name}. The paper reports: <em>{html.escape(words)}</em>"
-    pages = {finding: f"{folder}{page}.html" for finding, page in PAGES.items()}
-    return Overview(verdicts, pages, headings)
+class Overview:
+    """The verdicts of several settings side by side, by finding; a claim leads to its figure.
+
+    Args:
+        verdicts: by the setting's name.
+        folder: of the findings' pages, seen from the page that shows this."""
+
+    def __init__(self, verdicts: dict[str, Verdicts], folder: str = "../notebooks/"):
+        self.verdicts, self.folder = verdicts, folder
+        self.found = {
+            name: {one.claim: one for one in shown.evidence} for name, shown in verdicts.items()
+        }
+
+    def _repr_html_(self) -> str:
+        claims = {one.claim: one for shown in self.verdicts.values() for one in shown.evidence}
+        rows = []
+        for finding, words in REPORTED.items():
+            here = [one for one in claims.values() if one.finding == finding]
+            if here:
+                name = f"Finding {finding}. The paper reports: <em>{html.escape(words)}</em>"
+                rows.append(f'<th colspan="{len(self.verdicts) + 1}">{name}</th>')
+            for one in here:
+                link = f"{self.folder}{PAGES[finding]}.html#{one.figure}"
+                claim = f'<a href="{link}">{html.escape(one.claim)}</a>'
+                claim = f"<strong>{claim}</strong>" if one.headline else claim
+                cells = [self._cell(found.get(one.claim)) for found in self.found.values()]
+                rows.append(f"<td>{claim}<br><small>{one.unit}</small></td>{''.join(cells)}")
+        # names of presets may be broken after each _, which leaves room for the claims
+        names = [name.replace("_", "_<wbr>") for name in self.verdicts]
+        return html_table(("claim", *names), rows, "verdicts overview")
+
+    @staticmethod
+    def _cell(one) -> str:
+        if one is None:
+            return "<td>–</td>"
+        mark = f'<span class="verdict {one.verdict}">{SYMBOLS[one.verdict]} {one.verdict}</span>'
+        return f'<td>{mark}<br><span class="statistic">{html.escape(one.words())}</span></td>'
+
+    def __repr__(self) -> str:
+        return "\n\n".join(f"{name}\n{shown}" for name, shown in self.verdicts.items())
+
+
+def headlines(shown: Verdicts) -> Verdicts:
+    """The claims that stand for the findings."""
+    return Verdicts([one for one in shown.evidence if one.headline])
+
+
+def headline_table(shown: Verdicts) -> pd.DataFrame:
+    """The headline claims: the interval, the exact sign test, and the p-value with Holm's
+    correction for there being several findings."""
+    corrected, rows = holm(shown.evidence), []
+    for one in headlines(shown).evidence:
+        interval = one.words(), f"{one.sign_p:.2g}", f"{corrected[one.headline]:.2g}"
+        rows.append((one.finding, one.claim, *interval, f"{SYMBOLS[one.verdict]} {one.verdict}"))
+    columns = ["finding", "claim", "mean [90 % interval]", "sign test", "Holm", "verdict"]
+    return pd.DataFrame(rows, columns=columns).set_index("finding")
+
+
+def counts(verdicts: dict[str, Verdicts]) -> pd.DataFrame:
+    """How many claims hold, fail and are undecided, by finding and setting."""
+    rows = {}
+    for name, shown in verdicts.items():
+        table = shown.table[shown.table.verdict.isin(("holds", "fails", "undecided"))]
+        rows[name] = table.groupby("finding").verdict.apply(_counted)
+    return pd.DataFrame(rows).fillna("–").rename_axis("finding")
+
+
+def _counted(verdicts: pd.Series) -> str:
+    order = ("holds", "fails", "undecided")
+    found = [(verdicts.eq(name).sum(), name) for name in order]
+    return " · ".join(f"{count} {name}" for count, name in found if count)
 
 
 def numbers(shown: Tables, e: unmask.Experiment, provenance: dict) -> dict[str, float | str]:
     """What published results are of and where they come from, by name, and the numbers of each
     finding whose tables are there, its name in front; errors and shares in percent."""
     levels, settings = shown["levels"], settings_in_numbers(e)
-    late = at_latest(with_matching(levels, e), e)
+    late = at_latest(with_matching(shown, e), e)
+    dense = late[late.level == 0].test_error
     networks = {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}
     found = {
         "setting": networks.get(e.network, e.network),
         "data": {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(e.dataset, e.folder or e.dataset),
         "weights": levels.survivors.max(),
-        "dense_error": 100 * dense_errors(levels).mean(),
+        "dense_error": 100 * dense.mean(),
         "sparsest": 100 * late[late.matching].groupby("seed").density.min().mean(),
         "last_error": 100 * late[late.level == e.levels].test_error.mean(),
         "last_density": 100 * levels.density.min(),

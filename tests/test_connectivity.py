@@ -1,10 +1,18 @@
-"""Finding 1: verdicts, counts and exceptions from hand-made tables."""
+"""Finding 1: tables against the networks they are about, verdicts from hand-made tables."""
+
+from itertools import product
 
 import pandas as pd
 import pytest
 from hand_made import E, controls, levels
 
+import unmask
+from unmask import pruning
+from unmask.experiments import experiment
 from unmask.findings import connectivity
+from unmask.lab import Lab
+from unmask.train import Start, train
+from unmask.verdicts import barrier
 
 
 def chains(bump, barrier, seeds=6):
@@ -45,33 +53,90 @@ def everywhere(height):
     return chains(lambda *_: height, lambda *_: height)
 
 
-def verdicts(tables, others=None):
+def probed(there=((0, True), (10, True)), found=((0, False), (10, True)), seeds=6):
+    """Of levels 0 to 2: whether the projection is in the set, and whether retraining ends in it, by
+    rewind step."""
+    rows = []
+    for seed, (step, inside), level in product(range(seeds), there, range(3)):
+        ends = dict(found)[step]
+        for weights, good in (("projection", inside), ("fine-tuned", False), ("retrained", ends)):
+            error, barrier = (0.04, 0.0) if good else (0.5, 0.4)
+            rows.append((seed, step, level, weights, error, 0.04, barrier))
+    columns = ["seed", "rewind_step", "level", "weights", "test_error", "solution_error", "barrier"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def verdicts(tables, others=None, subspaces=None):
     tables = tables | {"controls": controls() if others is None else others}
+    tables["subspaces"] = probed() if subspaces is None else subspaces
     return connectivity.verdicts(tables, E).table.verdict.tolist()
 
 
+# Two directions where training is stable, two claims where it is not, two measured, two masks, and
+# four about what is there and what is found. From the first rewind step of these tables only the
+# dense network matches, which is no level: that claim has no case.
+HOLD = ["holds"] * 2 + ["undecided", "holds"] + ["measured"] * 2 + ["holds"] * 6
+
+
 def test_the_papers_picture_holds_throughout():
-    assert verdicts(paper()) == ["holds"] * 8
+    assert verdicts(paper()) == HOLD
 
 
-def test_barriers_everywhere_fail_what_they_should():
-    made = verdicts(everywhere(0.6))
-    assert made[:2] == ["fails", "fails"] and made[2] == "not decidable"  # nothing is connected
-    assert made[3] == "holds" and made[4] == "fails"
+def test_each_direction_fails_on_its_own():
+    """Barriers everywhere leave no matching level connected; none anywhere leaves the others so."""
+    assert verdicts(everywhere(0.6))[:4] == ["fails", "holds", "undecided", "holds"]
+    assert verdicts(everywhere(0.0))[:2] == ["holds", "undecided"]
+    # level 3 matches no more, and is connected: half the difference of its ends is all
+    flat = chains(lambda step, level: 0.0 if level < 2 else -0.02, lambda *_: 0.0)
+    flat["levels"] = levels(late=(0.04, 0.04, 0.045, 0.056))
+    for column in ("test_error",):
+        last = (flat["segments"].rewind_step == 10) & (flat["segments"].level == 2)
+        flat["segments"].loc[last, column] = 0.05
+    assert verdicts(flat)[:2] == ["holds", "fails"]
 
 
-def test_no_barrier_anywhere_fails_what_it_should():
-    assert verdicts(everywhere(0.0))[:5] == ["fails", "holds", "fails", "fails", "holds"]
+def test_matching_levels_behind_barriers_are_the_claim_about_early_rewinding():
+    early = chains(lambda step, level: 0.6 if step == 0 else 0.0, lambda *_: 0.0)
+    early["levels"] = levels(early=(0.04, 0.045, 0.12, 0.2))
+    assert verdicts(early)[2] == "holds"
+    connected = chains(lambda *_: 0.0, lambda *_: 0.0)
+    connected["levels"] = early["levels"]
+    assert verdicts(connected)[2] == "fails"
 
 
 def test_controls_as_good_as_imp_fail_the_claims_that_they_are_not():
-    assert verdicts(paper(), controls(0.045, 0.0))[5:] == ["holds", "fails", "fails"]
+    assert verdicts(paper(), controls(0.045, 0.0))[6:8] == ["fails", "fails"]
 
 
-def test_few_cases_are_not_decidable():
-    tables = paper(seeds=1) | {"controls": controls(seeds=1)}
-    last = connectivity.verdicts(tables, E).table.iloc[-1]
-    assert last.verdict == "not decidable" and last.cases == 1
+def test_what_is_there_and_what_training_finds_are_judged_apart():
+    nowhere = probed(there=((0, False), (10, False)), found=((0, True), (10, False)))
+    assert verdicts(paper(), subspaces=nowhere)[8:] == ["fails", "fails", "fails", "fails"]
+    unused = probed(found=((0, False), (10, False)))
+    assert verdicts(paper(), subspaces=unused)[8:] == ["holds", "fails", "holds", "holds"]
+
+
+def test_the_first_level_that_is_lost_for_good_counts():
+    """Of two chains: good at levels 1, 2 and 4, and nowhere."""
+    pairs = pd.DataFrame({"seed": [0] * 5 + [1] * 5, "next_level": [1, 2, 3, 4, 5] * 2})
+    good = pd.Series([True, True, False, True, False] + [False] * 5)
+    assert connectivity.lost_from(pairs, good).to_dict() == {0: 5, 1: 1}
+
+
+def test_lag_is_how_many_levels_later_the_connection_is_lost():
+    lag = connectivity.verdicts(paper(), E).evidence[4]
+    assert lag.unit == "levels" and lag.values.tolist() == [0] * 6 and lag.bounds == []
+    kept = chains(lambda step, level: 0.6 if step == 0 else 0.0, lambda *_: 0.0)
+    last = (kept["segments"].rewind_step == 10) & (kept["segments"].level == 2)
+    kept["segments"].loc[last, "test_error"] = 0.1
+    lag = connectivity.verdicts(kept, E).evidence[4]
+    assert lag.values.tolist() == [1] * 6 and lag.bounds == list(range(6))  # the chain has ended
+
+
+def test_networks_at_chance_are_no_case_and_a_group_of_their_own():
+    dead = paper()
+    dead["levels"] = levels(late=(0.04, 0.04, 0.045, 0.9))
+    assert verdicts(dead)[1] == "undecided"
+    assert connectivity.quadrants(dead, E).loc[10, "at chance"] == 50
 
 
 @pytest.mark.parametrize(
@@ -85,36 +150,18 @@ def test_few_cases_are_not_decidable():
         (0.2, 0.5, False),
     ],
 )
-def test_a_network_is_in_the_lcs_set_if_it_is_as_good_and_behind_no_barrier(worse, barrier, inside):
-    previous = 0.03  # not the dense network's: in the set is what compares with the level before
-    others = controls(previous + worse, barrier, seeds=2).assign(previous_error=previous)
-    found = connectivity.in_lcs_set({"levels": levels(seeds=2), "controls": others}, E)
-    assert len(found) == 10  # of both seeds, IMP and its four controls
-    assert (found[found.kind != "imp"].in_lcs_set == inside).all()
-    assert not found[found.kind == "imp"].in_lcs_set.any()  # 0.015 worse than the level before
+def test_a_network_is_in_the_set_if_it_is_as_good_and_behind_no_barrier(worse, barrier, inside):
+    table = probed(seeds=1).assign(test_error=0.04 + worse, barrier=barrier)
+    found = connectivity.in_set({"subspaces": table}, E)
+    assert (found.inside == inside).all()
 
 
-def test_only_sparse_levels_at_which_imp_matches_are_asked_for_the_lcs_set():
-    tables, made = {"levels": levels(seeds=2)}, controls(seeds=2)
-    for column, value in (("density", 0.4), ("test_error", 0.2)):
-        found = connectivity.in_lcs_set(tables | {"controls": made.assign(**{column: value})}, E)
-        assert len(found) == 0
-    lost = made.assign(test_error=made.test_error.where(made.seed == 0, 0.2))
-    assert set(connectivity.in_lcs_set(tables | {"controls": lost}, E).seed) == {0}
-
-
-def test_contingency_and_exceptions_count_and_name():
-    judged = connectivity.successive(chains(lambda *_: 0.0, lambda *_: 0.0, seeds=2), E)
-    counts = connectivity.contingency(judged)
-    assert counts.loc[("all", "matching"), "connected"] == 4
-    assert counts.loc[("all", "not matching")].sum() == 8
-    assert counts.loc[10].to_numpy().sum() == counts.loc[0].to_numpy().sum() == 6
-    odd = connectivity.exceptions(judged)
-    assert set(odd.which) == {"connected, not matching"}
-    assert len(odd) == (judged.connected & ~judged.matching).sum()
-    # rewound to 0, level 0 to 1: half the difference of the ends is a barrier of 3 points even on
-    # a straight line
-    assert not judged.set_index(["seed", "rewind_step", "level"]).connected[0, 0, 0]
+def test_quadrants_are_shares_of_the_pairs_of_each_rewind_step():
+    shown = connectivity.quadrants(paper(), E)
+    assert shown.loc[10, "matching, connected"] == 50  # levels 2 and 3 are sparse enough
+    assert shown.loc[10, "not matching, not connected"] == 50
+    assert shown.loc[0, "not matching, not connected"] == 100
+    assert (shown.sum(axis=1) == 100).all()
 
 
 def test_barriers_of_train_error_and_loss_stand_beside_the_headline():
@@ -123,3 +170,26 @@ def test_barriers_of_train_error_and_loss_stand_beside_the_headline():
     assert judged.train_loss_barrier.to_numpy() == pytest.approx(3 * judged.barrier)
     shown = connectivity.barriers_by_metric(judged)
     assert shown.loc[(0, "not matching"), "test error (points)"] == pytest.approx(60)
+
+
+# What is measured
+
+
+def test_subspaces_are_measured_against_the_solution(smoke_store):
+    lab = Lab(experiment("smoke"), smoke_store)
+    found = unmask.table("subspaces", lab.experiment, lab.store, 1)
+    rows = found[(found.seed == 1) & (found.rewind_step == 5) & (found.level == 2)]
+    solution, after = lab.level(1, 5, 2), lab.level(1, 5, 3)
+    projection = pruning.apply(after.mask, solution.state)
+    rows = rows.set_index("weights")
+    for weights, state in (("projection", projection), ("retrained", after.state)):
+        path = lab.path(solution.state, state)
+        assert rows.test_error[weights] == path.test_error.iloc[-1]
+        assert rows.barrier[weights] == barrier(path)
+    assert set(rows.solution_error) == {lab.evaluate(solution.state).error}
+    # trained within the mask, at the last learning rate
+    start = Start(projection, after.mask, (1, "order", 3, "fine-tuned"))
+    e = lab.experiment
+    tuned = train(e, lab.data.train, [start], 5, lr=e.lr * e.lr_decay**2)[0].states[e.steps]
+    assert rows.test_error["fine-tuned"] == lab.evaluate(tuned).error
+    assert all((tuned[name][~kept] == 0).all() for name, kept in after.mask.items())

@@ -1,5 +1,5 @@
 """The picture: planes through three networks in closed form, states that agree with the segments,
-and verdicts from hand-made tables."""
+and captions from hand-made tables."""
 
 import numpy as np
 import pandas as pd
@@ -176,27 +176,19 @@ def test_one_rewind_step_is_pictured_once():
     assert [part.keys for part in parts] == [(0, 5, "solutions"), (0, 5, "rewind points")]
 
 
-# Verdicts from hand-made tables
+# What captions say, from hand-made tables
 
 
-def judged(middle, e=E):
-    """Verdicts where the error half-way from level 1 to 2 of seed 0 is `middle`, by step."""
-    table = levels(seeds=1)
-    segments = []
-    for step, half in middle.items():
+def test_the_pictured_pair_is_connected_by_its_segment():
+    """The error half-way from level 1 to 2 of seed 0 is high from step 0, and not from step 10."""
+    table, segments = levels(seeds=1), []
+    for step, half in {0: 0.7, 10: 0.04}.items():
         errors = table[table.rewind_step == step].test_error
         for t, error in ((0.0, errors.iloc[1]), (0.5, half), (1.0, errors.iloc[2])):
             segments.append((0, step, 1, 2, "solutions", "segment", t, error))
     keys = ["seed", "rewind_step", "level", "next_level"]
     columns = [*keys, "plane", "what", "t", "test_error"]
     tables = {"levels": table, "landscape": pd.DataFrame(segments, columns=columns)}
-    return landscape.verdicts(tables, e).table
-
-
-def test_the_picture_is_judged_by_its_segments():
-    found = judged({0: 0.7, 10: 0.04})
-    assert found.verdict.tolist() == ["holds"] * 2 and set(found.seeds) == {1}
-    assert judged({0: 0.1, 10: 0.04}).verdict.tolist() == ["holds", "fails"]
-    assert judged({0: 0.7, 10: 0.5}).verdict.tolist() == ["fails", "holds"]
-    # the first is the last: nothing to set against it
-    assert judged({10: 0.04}, E.but(rewind_steps=(10,))).verdict.tolist() == ["holds"]
+    found = landscape.plane_barriers(tables, E).set_index("rewind_step")
+    assert found.barrier.tolist() == pytest.approx([0.59, 0.0025])
+    assert found.connected.tolist() == found.matching.tolist() == [False, True]

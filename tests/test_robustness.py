@@ -132,20 +132,23 @@ def test_dense_pairs_start_from_the_rewind_point_without_momentum(lab):
 E = hand_made.E.but(probe_levels=(1, 2))
 
 
-def tables(noise=0.0, random=None, imp=None):
-    """Barriers: of pairs that are not perturbed, along random directions, along IMP's; as in the
-    paper where they are not given."""
+def tables(noise=0.0, step=None, random=None, imp=None, kind="opposite"):
+    """Barriers: of pairs that are not perturbed, of those d_L apart, along two random directions,
+    along IMP's; as in the paper where they are not given."""
     pairs = []
-    for step, level in ((0, 1), (0, 2), (10, 1), (10, 2)):
-        usual = 0.0 if (step, level) == (10, 1) else 0.5
-        for kind, length, height in (
-            ("random", 0.0, noise),
-            ("random", 1.0, usual if random is None else random),
-            ("random", 2.0, 0.9),
+    for at, level in ((0, 1), (0, 2), (10, 1), (10, 2)):
+        usual = 0.001 if (at, level) == (10, 1) else 0.5
+        rows = [
+            (kind, 0.0, noise),
+            (kind, 1.0, usual if step is None else step),
+            (kind, 2.0, 0.9),
             ("imp", 1.0, usual if imp is None else imp),
-        ):
+        ]
+        if kind != "random":
+            rows.append(("random", 1.0, usual if random is None else random))
+        for name, length, height in rows:
             for seed in range(3):
-                pairs.append((seed, step, level, kind, length, height, 2.0, 10.0))
+                pairs.append((seed, at, level, name, length, height, 2.0, 10.0))
     keys = ["seed", "rewind_step", "level"]
     columns = [*keys, "kind", "length", "barrier", "step_length", "start_norm"]
     return {
@@ -160,23 +163,28 @@ def verdicts(**heights):
 
 def test_the_papers_picture_holds():
     table = robustness.at_step_length(tables(), E)
-    assert len(table) == 3 * 2 * 2 and table.matching.sum() == table.random_connected.sum() == 3
-    # three matching cases are too few to decide on them alone
-    assert verdicts() == ["holds", "not decidable", "holds", "not decidable", "holds"]
+    assert len(table) == 3 * 2 * 2 and table.matching.sum() == table.step_connected.sum() == 3
+    assert verdicts() == ["holds"] * 6
 
 
 def test_barriers_where_there_should_be_none_and_none_where_there_should_be():
-    assert verdicts(random=0.5)[0] == "fails" and verdicts(random=0.0)[2] == "fails"
-    assert verdicts(random=0.0)[3] == "holds" and verdicts(random=0.0, noise=0.5)[3] == "fails"
-    # along IMP's direction alone: what is said of random ones stays
-    assert verdicts(imp=0.0) == [*verdicts()[:4], "fails"]
+    assert verdicts(step=0.5) == ["fails", "holds", "holds", "holds", "holds", "holds"]
+    assert verdicts(step=0.001)[3:5] == ["fails", "fails"]
+    assert verdicts(step=0.001, noise=0.1)[5] == "fails"
+    assert verdicts(random=0.5)[:3] == ["holds", "fails", "holds"]
+    assert verdicts(imp=0.5)[:3] == ["holds", "holds", "fails"]
 
 
-def test_numbers_count_what_sgd_noise_alone_misses():
+def test_tables_from_before_there_were_opposite_pairs_are_judged_by_what_they_have():
+    shown = robustness.verdicts(tables(kind="random"), E)
+    assert shown.table.verdict.tolist() == ["holds"] * 5
+    assert "each moved by d_L" in shown.evidence[0].claim and shown.evidence[0].headline == "2"
+
+
+def test_numbers_are_geometric_means_of_barriers():
     numbers = robustness.numbers(tables(), E)
-    counts = [numbers[name] for name in ("cases", "noise_connected", "step_connected")]
-    assert counts == [12, 12, 3] and numbers["noise_only"] == 9
-    assert robustness.numbers(tables(random=0.0), E)["stable_not_matching"] == 9
+    assert numbers["barrier_matching"] == pytest.approx(0.1)
+    assert numbers["barrier_other"] == numbers["barrier_first"] == pytest.approx(50)
     shown = robustness.robustness_table(tables(), E)
     assert shown.loc[(1, 10), "connected at d_L (seeds)"] == 3
     assert shown.loc[(1, 10), "d_L (% of the norm)"] == 20

@@ -16,6 +16,7 @@ _HOME = {
     "Lab": "lab",
     "measure": "tables",
     "published": "results",
+    "shown": "results",
 }
 
 

@@ -7,9 +7,9 @@ import dataclasses
 import json
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -19,6 +19,8 @@ from .experiments import PRESETS, Experiment, experiment
 from .store import commit, csv_of, reading_csv, write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from .lab import Lab
 
 FOLDER = Path(__file__).resolve().parents[2] / "results"
@@ -127,3 +129,72 @@ def versions() -> dict[str, str]:
 
     found = {"torch": torch.__version__, "numpy": numpy.__version__}
     return {"python": platform.python_version()} | found
+
+
+class Shown(NamedTuple):
+    """What a page shows: an experiment and its tables; if they are published (under a `name`), with
+    what this machine computed `here` of the same, an experiment and its tables, or None."""
+
+    experiment: Experiment
+    tables: dict[str, pd.DataFrame]
+    name: str = ""
+    here: tuple[Experiment, dict[str, pd.DataFrame]] | None = None
+
+    def forest(self, judge: Callable) -> Figure:
+        """The verdicts of a finding, with the seeds of this machine beside the published ones."""
+        from . import plots
+
+        here = judge(self.here[1], self.here[0]) if self.here else None
+        return plots.forest(judge(self.tables, self.experiment), here)
+
+    def words(self) -> str:
+        """Where the numbers of the page come from, in a sentence."""
+        seeds = _seeds(self.experiment)
+        if not self.name:
+            return f"All numbers of this page were computed by whoever built it: {seeds}."
+        about = provenance(self.name)
+        where = f"on {about['processor']}, from commit {about['published from commit'][:7]}"
+        words = f"Figures and intervals: published tables of {seeds}, computed {where}."
+        if not self.here:
+            return f"{words} Nothing was computed to build this page."
+        return f"{words} Diamonds: {_seeds(self.here[0])}, computed by whoever built this page."
+
+
+def _seeds(e: Experiment) -> str:
+    return f"seeds {e.first_seed} to {e.all_seeds[-1]}" if e.seeds > 1 else f"seed {e.first_seed}"
+
+
+# What has to be the same for one experiment's tables to be part of another's.
+_SAME = ("recipe", "levels", "earliest", "latest", "barrier_points", "epsilon", "lmc_threshold")
+_SAME += ("higher_sparsity", "ticket_density", "loss_height", "limit_tolerance", "gap_refilled")
+
+
+def evidence(chosen: Experiment, names: Sequence[str], folder: Path = FOLDER) -> str | None:
+    """The name under which the tables `names` are published of an experiment with the same recipe
+    and thresholds, and with all the seeds and rewind steps of `chosen`."""
+    for name in published_names(folder):
+        known, tables_there, _ = published(name, folder)
+        same = all(getattr(known, field) == getattr(chosen, field) for field in _SAME)
+        covers = set(chosen.all_seeds) <= set(known.all_seeds)
+        covers &= set(chosen.rewind_steps) <= set(known.rewind_steps)
+        if same and covers and set(names) <= set(tables_there):
+            return name
+    return None
+
+
+def shown(
+    chosen: Experiment, names: Sequence[str], jobs: int | None = None, compute: bool = True
+) -> Shown:
+    """What a page shows of an experiment: published tables of the same and more seeds, where there
+    are any, and with `compute` what this machine computes itself.
+    Raises UnmaskError: as `tables.measure`; or nothing is published and nothing may be computed."""
+    tables.check_tables(names)
+    name = evidence(chosen, names)
+    if name is None and not compute:
+        said = f"compute=False: {', '.join(names)} of {chosen.preset} are not published"
+        raise UnmaskError(said)
+    here = tables.measure(chosen, names, jobs=jobs) if compute else None
+    if name is None:
+        return Shown(chosen, here)
+    known, there, _ = published(name)
+    return Shown(known, {table: there[table] for table in names}, name, here and (chosen, here))

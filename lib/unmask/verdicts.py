@@ -128,7 +128,7 @@ def where_imp_matches(tables: Tables, e: Experiment) -> pd.DataFrame:
 
 def settings_in_numbers(e: Experiment) -> dict[str, float]:
     """What the prose of every page may quote of an experiment, by name; shares in percent."""
-    shares = "epsilon", "lmc_threshold", "higher_sparsity", "ticket_density", "prune_fraction"
+    shares = "epsilon", "lmc_threshold", "higher_sparsity", "prune_fraction"
     counts = {"seeds": e.seeds, "steps": e.steps, "early_step": e.earliest, "late_step": e.latest}
     chance = {"classes": e.classes, "chance_error": 100 * (1 - 1 / e.classes)}
     return counts | chance | {name: 100 * getattr(e, name) for name in shares}
@@ -212,6 +212,13 @@ def interval(values: pd.Series, spread: float = 0.0) -> tuple[float, float, floa
     error = max(float(values.std()), spread) / count**0.5
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
     return mean, mean - half, mean + half
+
+
+def in_numbers(name: str, values: pd.Series, scale: Callable = lambda value: value) -> dict:
+    """For prose: the mean over seeds and the ends of its interval, under `name`, `name_low` and
+    `name_high`; `scale` turns the claim's unit into that of the page."""
+    mean, low, high = map(scale, interval(values.dropna()))
+    return {name: mean, f"{name}_low": min(low, high), f"{name}_high": max(low, high)}
 
 
 def _rounded(value: float) -> str:

@@ -19,7 +19,8 @@ from ..plots import LABELS, PERCENT, by_step, matching_line, mean_and_range, pla
 from ..plots import threshold_line
 from ..tables import labelled, levels_below_the_last, table
 from ..verdicts import METRICS, Claims, Tables, at_earliest, at_latest, barrier, by_seed
-from ..verdicts import is_at_most, is_connected, judge, log_barrier, settings_in_numbers
+from ..verdicts import in_numbers, interval, is_at_most, is_connected, judge, log_barrier
+from ..verdicts import settings_in_numbers
 from ..verdicts import where_imp_matches, with_matching, with_next_level
 
 INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
@@ -170,11 +171,12 @@ def there_and_found(tables: Tables, e: Experiment) -> pd.DataFrame:
     """One row for each seed, rewind step and probed level.
 
     Columns: seed, rewind_step, level, projection, fine-tuned, retrained (is it in the set?), there
-    (the subspace meets the set: the projection or what it is fine-tuned to is in it), found (by
-    retraining), matching, lost (is IMP's next level)."""
+    (the subspace meets the set: one of the three is in it), found (by retraining), matching, lost
+    (is IMP's next level)."""
     keys = ["seed", "rewind_step", "level"]
     table = in_set(tables, e).pivot(index=keys, columns="weights", values="inside").reset_index()
-    table = table.assign(there=table[PROJECTION] | table[FINE_TUNED], found=table[RETRAINED])
+    there = table[PROJECTION] | table[FINE_TUNED] | table[RETRAINED]
+    table = table.assign(there=there, found=table[RETRAINED])
     reached = with_matching(tables, e)[[*keys, "matching", "lost"]]
     return table.merge(reached.assign(level=reached.level - 1), on=keys)
 
@@ -184,19 +186,6 @@ def lost_from(pairs: pd.DataFrame, good: pd.Series) -> pd.Series:
     that is; the first of all where none is."""
     last = pairs.next_level.where(good, pairs.next_level.min() - 1).groupby(pairs.seed).max()
     return last + 1
-
-
-def quadrants(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """For each rewind step: which share of the pairs at higher sparsities is matching or not, and
-    connected or not, by seed; and of all levels, where matching is more than luck.
-
-    Columns: seed, rewind_step, matching, connected, pairs (of this kind), of_all (their share)."""
-    sparse = at_higher_sparsity(successive(tables, e), e)
-    sparse = sparse[~sparse.lost]
-    keys = ["seed", "rewind_step"]
-    counts = sparse.groupby([*keys, "matching", "connected"]).size().rename("pairs")
-    table = counts.reset_index()
-    return table.assign(of_all=table.pairs / table.groupby(keys).pairs.transform("sum"))
 
 
 @judge("1", needs=("levels", "segments", "pairs"))
@@ -262,8 +251,10 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
 def _judge_the_mask(claims: Claims, probed: pd.DataFrame, e: Experiment) -> None:
     """M is the share of a seed's probed levels, less one half."""
     probed, unit = probed[~probed.lost], "points above half of the levels"
-    first, late = at_earliest(probed, e), at_latest(probed, e)
+    late = at_latest(probed, e)
     late = late[late.matching]
+    # where pruning can work at all: the levels at which it does from the last rewind step
+    first = at_earliest(probed, e).merge(late[["seed", "level"]], on=["seed", "level"])
     meets = "the next axial subspace meets the connected sublevel set of the level before"
 
     def share(rows, column):
@@ -273,8 +264,8 @@ def _judge_the_mask(claims: Claims, probed: pd.DataFrame, e: Experiment) -> None
     claims.add("fig-there", f"{where}, {meets}", unit, share(late, "there"))
     claims.add("fig-there", f"{where}, training ends in that set", unit, share(late, "found"))
     if len(e.rewind_steps) > 1:
-        where = "from the first rewind step"
-        claims.add("fig-there", f"{where}, {meets} all the same", unit, share(first, "there"))
+        where = "from the first rewind step, at the same levels"
+        claims.add("fig-there", f"{where}, {meets} as well", unit, share(first, "there"))
         claim = f"{where}, training does not end in that set"
         claims.add("fig-there", claim, unit, -share(first, "found"))
 
@@ -283,15 +274,17 @@ def _judge_the_mask(claims: Claims, probed: pd.DataFrame, e: Experiment) -> None
 
 
 def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
-    """By name; errors and shares in percent."""
+    """By name; errors, barriers and shares in percent. `barrier_matching` and `barrier_other` are
+    geometric means over the pairs that 1a and 1b speak of."""
     judged = successive(tables, e)
-    sparse = at_higher_sparsity(judged, e)
     keys, points = _KEYS[:3], _interpolated(tables)
     ends = points[points.t.isin((0.0, 1.0))].groupby(keys).test_error.mean()
     middle = points[points.t == 0.5][[*keys, "test_error"]].merge(judged, on=keys)
     middle = middle.merge(ends.rename("end_error"), on=keys)
-    first, late = middle[middle.rewind_step == e.earliest], at_latest(middle, e)
+    first, late = at_earliest(middle, e), at_latest(middle, e)
     late = late[late.matching]
+    sparse = at_higher_sparsity(at_latest(judged[~judged.lost], e), e)
+    margin, whole = log_barrier(sparse.barrier, e), at_latest(judged, e)
     found = {
         "mid_first": 100 * first.test_error.mean(),
         "mid_late": 100 * late.test_error.mean(),
@@ -301,40 +294,42 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
         "not_matching": (~judged.matching).sum(),
         "largest_barrier": 100 * judged.barrier.max(),
         "largest_reestimated": 100 * midpoint_barriers(tables)[REESTIMATED].max(),
-        "agreeing": 100 * (sparse.connected == sparse.matching).mean(),
-        "compared": len(sparse),
-        "agreeing_everywhere": 100 * (judged.connected == judged.matching).mean(),
+        "matching_until": lost_from(whole, whole.matching).mean() - 1,
+        "connected_until": lost_from(whole, whole.connected).mean() - 1,
     }
-    of_controls = _of_controls(tables, e) if "controls" in tables else {}
-    return settings_in_numbers(e) | found | of_controls
-
-
-def _of_controls(tables: Tables, e: Experiment) -> dict[str, float]:
-    compared = where_imp_matches(tables, e).query("kind == 'imp'")
-    controls = tables["controls"]
-    sparsest = controls[controls.level == e.control_levels[-1]]
-    barriers = 100 * sparsest.groupby("kind").barrier.mean()
-    return {
-        "ticket_cases": len(compared),
-        "control_matching": (compared.level == e.control_levels[-1]).sum(),
-        "control_density": 100 * controls.density.min(),
-    } | {f"barrier_{kind.replace('-', '_')}": barriers[kind] for kind in barriers.index}
+    for name, rows in (("matching", sparse[sparse.matching]), ("other", sparse[~sparse.matching])):
+        by = by_seed(rows, margin[rows.index])
+        found |= in_numbers(f"barrier_{name}", by, lambda m: 100 * e.lmc_threshold * 10**m)
+    lag = lost_from(whole, whole.connected) - lost_from(whole, whole.matching)
+    found |= in_numbers("lag", lag)
+    if "subspaces" in tables:
+        probed = there_and_found(tables, e)
+        probed = probed[~probed.lost]
+        late = at_latest(probed, e)
+        late = late[late.matching]
+        first = at_earliest(probed, e).merge(late[["seed", "level"]], on=["seed", "level"])
+        for name, rows in (("first", first), ("late", late)):
+            for column in ("there", "found"):
+                found |= in_numbers(f"{column}_{name}", by_seed(rows, 100 * rows[column]))
+    return settings_in_numbers(e) | found
 
 
 _WORDS = {True: "matching", False: "not matching"}
+_LINKED = {True: "connected", False: "not connected"}
 
 
-def contingency(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Counts of successive pairs, connected or not (columns), by rewind step and next level
-    matching or not (rows)."""
-    rows = []
-    for step in (*sorted(pairs.rewind_step.unique()), "all"):
-        chosen = pairs if step == "all" else pairs[pairs.rewind_step == step]
-        for matching, words in _WORDS.items():
-            connected = chosen[chosen.matching == matching].connected
-            rows.append((step, words, int(connected.sum()), int((~connected).sum())))
-    columns = ["rewound to step", "next level is", "connected", "not connected"]
-    return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
+def quadrants(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """The pairs of successive levels at higher sparsities, by rewind step: matching or not, and
+    connected or not, in percent, mean over seeds; and those whose sparser network is at chance, of
+    which neither is asked."""
+    sparse = at_higher_sparsity(successive(tables, e), e)
+    words = sparse.matching.map(_WORDS) + ", " + sparse.connected.map(_LINKED)
+    kind = words.where(~sparse.lost, "at chance")
+    shares = pd.crosstab([sparse.rewind_step, sparse.seed], kind, normalize="index") * 100
+    columns = [f"{one}, {other}" for one in _WORDS.values() for other in _LINKED.values()]
+    columns += ["at chance"] * ("at chance" in shares)
+    shares = shares.reindex(columns=columns, fill_value=0).groupby("rewind_step").mean().round(1)
+    return shares.rename_axis(index="rewound to step", columns="share of the pairs (%)")
 
 
 def barriers_by_metric(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -346,15 +341,6 @@ def barriers_by_metric(pairs: pd.DataFrame) -> pd.DataFrame:
     keys = [pairs.rewind_step.rename("rewound to step")]
     keys.append(pairs.matching.map(_WORDS).rename("next level is"))
     return pd.DataFrame(points).groupby(keys).mean().round(2)
-
-
-def exceptions(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The pairs for which connected and matching disagree, by name; in percentage points."""
-    odd = pairs[pairs.connected != pairs.matching]
-    words = {True: "matching, not connected", False: "connected, not matching"}
-    points = {name: (100 * odd[name]).round(2) for name in ("excess", "barrier")}
-    odd = odd.assign(which=odd.matching.map(words), **points)
-    return odd[["which", *_KEYS, "excess", "barrier"]].reset_index(drop=True)
 
 
 # Its figures
@@ -494,6 +480,44 @@ def mask_information(tables: Tables, e: Experiment) -> Figure:
         plots.density_axis(ax, controls.density)
         ax.set_ylabel(f"{words} the level before\n(percentage points)")
     axes[0, 0].legend()
+    return figure
+
+
+def there_or_found(tables: Tables, e: Experiment) -> Figure:
+    """How often the next axial subspace meets the connected sublevel set of the level before, and
+    how often training ends there, by rewind step: share of the probed levels, mean over seeds and
+    its interval. Left: where the next level matches; right: where it does not."""
+    probed = there_and_found(tables, e)
+    probed = probed[~probed.lost]
+    curves = {
+        "there": "a point of the set is there",
+        PROJECTION: "the projection itself is one",
+        "found": "training ends in the set",
+    }
+    figure, axes = plots.panels(2, width=4.4, height=3.7, sharey=True)
+    steps = list(e.rewind_steps)
+    for ax, (matching, words) in zip(axes[0], _WORDS.items()):
+        here = probed[probed.matching == matching]
+        for (column, label), style in zip(curves.items(), styles(curves).values()):
+            # by seed first: levels of one seed are not independent
+            by = (
+                (PERCENT * here[column].astype(float)).groupby([here.rewind_step, here.seed]).mean()
+            )
+            ends = by.groupby("rewind_step").apply(interval)
+            mean, low, high = (
+                (np.array(part, float) for part in zip(*ends)) if len(ends) else [()] * 3
+            )
+            at = [steps.index(step) for step in ends.index]
+            ax.plot(at, mean, label=label, **style)
+            if len(at):
+                ax.fill_between(
+                    at, low.clip(0, 100), high.clip(0, 100), color=style["color"], alpha=0.15, lw=0
+                )
+        ax.set(title=f"next level {words}", xlabel="rewound to step", ylim=(-4, 104))
+        ax.set_xticks(range(len(steps)), steps)
+        ax.set_xlim(-0.3, len(steps) - 0.7)
+    axes[0, 0].set_ylabel("share of the probed levels (%)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 

@@ -8,7 +8,7 @@ the theory of random subspaces, the exact quadratic, and what is measured.
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable
 from itertools import cycle, product
 
 import numpy as np
@@ -26,12 +26,12 @@ from ..experiments import NETWORKS, Experiment
 from ..plots import DASHES, PERCENT, styles
 from ..tables import Part, levels_below_the_last, table
 from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, is_at_most, is_connected
-from ..verdicts import interval, judge, settings_in_numbers, with_matching
+from ..verdicts import in_numbers, interval, judge, settings_in_numbers, with_matching
 
 MASKS = ("random", "magnitude")
 DRAWS = 8  # random masks whose displacements are compared with that of the magnitude mask
 TRIED = 3  # of them, for which the largest ratio is searched
-HALVINGS = 2  # of the last step of that search
+RESOLUTION = 0.05  # of that search
 # How a spectrum may be read that has slightly negative eigenvalues, and of which matrix.
 CLIPPED, ABSOLUTE, GAUSS_NEWTON = "clipped", "absolute", "gauss-newton"
 READINGS = {CLIPPED: "hessian", ABSOLUTE: "hessian", GAUSS_NEWTON: "gauss-newton"}
@@ -434,16 +434,17 @@ def displacements(lab, seed, level) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def climb(ratios, halvings: int):
+def climb(ratios, low: float = 0.0):
     """Ratios to try one after the other, a generator that is told whether each has passed: the
-    given ones up to the first that does not, then between that and the last that has."""
-    low, high = 0.0, 1.0
+    given ones up to the first that does not, then half-way between that and the last that has
+    (`low`, if none of them has), until `RESOLUTION` is reached."""
+    high = 1.0
     for ratio in ratios:
         if not (yield ratio):
             high = ratio
             break
         low = ratio
-    for _ in range(halvings):
+    while high - low > RESOLUTION + 1e-9:
         middle = (low + high) / 2
         low, high = (middle, high) if (yield middle) else (low, middle)
 
@@ -451,82 +452,112 @@ def climb(ratios, halvings: int):
 # Is a point of the pruned network's axial subspace in the connected sublevel set of the solution,
 # and does training from the rewind point find it?
 EXISTS, FINDS = "exists", "finds"
-WAYS = {"projection": EXISTS, "fine-tuned": EXISTS, "retrained": FINDS}
 
 
 def _searches(e: Experiment) -> float:
-    # of magnitude pruning most ratios pass, of random pruning few
-    return 2 * (1 + TRIED) * (HALVINGS + len(e.prune_ratios) / 2)
+    # of magnitude pruning most ratios pass, of random pruning few; what training finds is there
+    return 1.5 * (1 + TRIED) * (2 + len(e.prune_ratios) / 2)
 
 
 @table(
     _KEYS,
     reads=("rewind_steps", "prune_ratios", "barrier_points", "epsilon", "lmc_threshold"),
     steps=lambda e, *keys: _searches(e) * (e.steps - e.latest),
-    passes=lambda e, *keys: 1.5 * _searches(e) * e.barrier_points * e.evaluated[0],
+    passes=lambda e, *keys: _searches(e) * e.barrier_points * e.evaluated[0],
     cases=_limited,
     needs=_solved,
 )
 def prunings(lab, seed, level) -> pd.DataFrame:
-    """One solution pruned at once: how much can go before the pruned axial subspace no longer
-    meets the solution's connected sublevel set (no more than epsilon worse, no barrier between),
-    and before training no longer finds it? Ratios are tried as `climb` says.
+    """One solution pruned at once. How much can go before training from the rewind point no longer
+    ends in the solution's connected sublevel set (no more than epsilon worse, no barrier between)?
+    And beyond that, as long as another point of the set can be found in the pruned axial subspace?
+    Ratios are tried as `climb` says.
 
     Columns: mask (one of `MASKS`), draw (of `TRIED` random masks), ratio, weights, test_error,
     solution_error, barrier (test error, to the solution), distance (from the solution to its
-    projection). `weights` is "projection", "fine-tuned" (the projection, trained within the mask at
-    the last learning rate: tried where it is not in the set itself) or "retrained" (from the rewind
-    point)."""
-    e, solution, rows = lab.experiment, Solution(lab, seed, level), []
+    projection). `weights` is "retrained" (from the rewind point), "projection" or "fine-tuned" (the
+    projection, trained within the mask at the last learning rate: tried where it is not in the set
+    itself)."""
+    e, search = lab.experiment, _Search(lab, seed, level)
     variants = [("magnitude", 0), *(("random", draw) for draw in range(TRIED))]
-    start, order = lab.rewind_point(seed, e.latest), (seed, "order", level, "pruned")
+    # What training finds.
+    found = search.run({variant: climb(e.prune_ratios) for variant in variants}, search.retrain)
+    # What is there beyond it.
+    further = {}
+    for variant, passed in found.items():
+        low = max((ratio for ratio, inside in passed.items() if inside), default=0.0)
+        above = min((ratio for ratio, inside in passed.items() if not inside), default=1.0)
+        ratios = [above, *(ratio for ratio in e.prune_ratios if ratio > above)]
+        further[variant] = climb(ratios if above < 1 else [], low)
+    search.run(further, search.look_nearby)
+    return pd.DataFrame(search.rows, columns=_COLUMNS)
 
-    def looked_at(case, mask, projection, weights, state) -> bool:
+
+class _Search:
+    """Networks of one solution's pruned axial subspaces, and whether they are in its connected
+    sublevel set."""
+
+    def __init__(self, lab, seed: int, level: int):
+        self.lab, self.latest, self.rows = lab, lab.experiment.latest, []
+        self.solution = Solution(lab, seed, level)
+        self.start, self.order = (
+            lab.rewind_point(seed, self.latest),
+            (seed, "order", level, "pruned"),
+        )
+
+    def run(self, searches: dict, look: Callable) -> dict[tuple, dict[float, bool]]:
+        """Follow the searches, of each mask and draw, side by side: by these, the ratios that were
+        tried and whether they passed."""
+        tried = {variant: {} for variant in searches}
+        asked = {variant: next(search, None) for variant, search in searches.items()}
+        while cases := [(*variant, ratio) for variant, ratio in asked.items() if ratio is not None]:
+            for (*variant, ratio), passed in zip(cases, look(cases)):
+                variant = tuple(variant)
+                tried[variant][ratio] = passed
+                try:
+                    asked[variant] = searches[variant].send(passed)
+                except StopIteration:
+                    asked[variant] = None
+        return tried
+
+    def retrain(self, cases: list[tuple]) -> list[bool]:
+        """Does training from the rewind point end in the set?"""
+        masks = [self.mask(case) for case in cases]
+        starts = [unmask.train.Start(self.start, mask, self.order) for mask in masks]
+        ends = self.lab.trained(starts, self.latest)
+        return [self.inside(case, "retrained", end) for case, end in zip(cases, ends)]
+
+    def look_nearby(self, cases: list[tuple]) -> list[bool]:
+        """Is the projection in the set, or what it is trained to within the mask?"""
+        masks = {case: self.mask(case) for case in cases}
+        near = {
+            case: unmask.pruning.apply(mask, self.solution.state) for case, mask in masks.items()
+        }
+        passed = {case: self.inside(case, "projection", near[case]) for case in cases}
+        left = [case for case in cases if not passed[case]]
+        starts = [unmask.train.Start(near[case], masks[case], self.order) for case in left]
+        ends = self.lab.trained(starts, self.latest, fine_tune=True)
+        passed |= {case: self.inside(case, "fine-tuned", end) for case, end in zip(left, ends)}
+        return [passed[case] for case in cases]
+
+    def mask(self, case: tuple):
+        kind, draw, ratio = case
+        return self.solution.pruned(kind, ratio, draw)
+
+    def inside(self, case: tuple, weights: str, state) -> bool:
         """Record a network; is it in the set?"""
-        path = lab.path(solution.state, state)
+        path = self.lab.path(self.solution.state, state)
         before, error = path.test_error.iloc[[0, -1]]
-        away = solution.weights - unmask.pruning.surviving(projection, solution.mask)
-        rows.append((*case, weights, error, before, barrier(path), np.linalg.norm(away)))
-        return bool(_inside(pd.DataFrame([rows[-1]], columns=_COLUMNS), e).iloc[0])
-
-    for way in (EXISTS, FINDS):
-        searches = {variant: climb(e.prune_ratios, HALVINGS) for variant in variants}
-        asked = {variant: next(search) for variant, search in searches.items()}
-        while asked:
-            # All masks are tried side by side, each at the ratio that its search has come to.
-            tried = {
-                (kind, draw, ratio): solution.pruned(kind, ratio, draw)
-                for (kind, draw), ratio in asked.items()
-            }
-            ends = {
-                case: unmask.pruning.apply(mask, solution.state) for case, mask in tried.items()
-            }
-            passed = {}
-            if way == EXISTS:
-                for case, mask in tried.items():
-                    passed[case] = looked_at(case, mask, ends[case], "projection", ends[case])
-            left = [case for case in tried if not passed.get(case)]
-            first = ends if way == EXISTS else dict.fromkeys(left, start)
-            starts = [unmask.train.Start(first[case], tried[case], order) for case in left]
-            weights = "fine-tuned" if way == EXISTS else "retrained"
-            trained = lab.trained(starts, e.latest, fine_tune=way == EXISTS) if left else []
-            for case, state in zip(left, trained):
-                passed[case] = looked_at(case, tried[case], ends[case], weights, state)
-            asked = _next_ratios(searches, {case[:2]: passed[case] for case in tried})
-    return pd.DataFrame(rows, columns=_COLUMNS)
+        projection = unmask.pruning.apply(self.mask(case), self.solution.state)
+        left = unmask.pruning.surviving(projection, self.solution.mask)
+        distance = np.linalg.norm(self.solution.weights - left)
+        self.rows.append((*case, weights, error, before, barrier(path), distance))
+        row = pd.DataFrame([self.rows[-1]], columns=_COLUMNS)
+        return bool(_inside(row, self.lab.experiment).iloc[0])
 
 
 _COLUMNS = ["mask", "draw", "ratio", "weights", "test_error", "solution_error", "barrier"]
 _COLUMNS.append("distance")
-
-
-def _next_ratios(searches: dict, passed: dict) -> dict:
-    """What the searches that are not over ask for, having been told whether the last passed."""
-    asked = {}
-    for variant, outcome in passed.items():
-        with contextlib.suppress(StopIteration):
-            asked[variant] = searches[variant].send(outcome)
-    return asked
 
 
 def _inside(networks: pd.DataFrame, e: Experiment) -> pd.Series:
@@ -539,31 +570,32 @@ def _inside(networks: pd.DataFrame, e: Experiment) -> pd.Series:
 
 
 def tried(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """The table "prunings" with columns `way` ("exists", "finds") and `passed`. Tables published
-    before there were several masks have one of each kind, and no error of the solution."""
+    """The table "prunings" with a column `passed`. Tables published before there were several masks
+    have one of each kind, and no error of the solution."""
     table = tables["prunings"]
     if "solution_error" not in table:
         late = at_latest(tables["levels"], e)[["seed", "level", "test_error"]]
         late = late.rename(columns={"test_error": "solution_error"})
         table = table.assign(draw=0).merge(late, on=["seed", "level"])
-    return table.assign(way=table.weights.map(WAYS), passed=_inside(table, e))
+    return table.assign(passed=_inside(table, e))
 
 
 def measured_limits(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """The measured maximum pruning ratio: the end of the first run of ratios that pass.
+    """The measured maximum pruning ratio: the end of the first run of ratios that pass. A point
+    that training finds is there, so at least as much "exists" as it "finds".
 
-    Columns: seed, level, mask, draw, way, ratio (0 if there is none), above (the next ratio that
-    was tried, or 1)."""
-    keys = ["seed", "level", "mask", "draw", "way"]
-    passed = tried(tables, e).groupby([*keys, "ratio"]).passed.any().reset_index()
-    rows = []
-    for names, ratios in passed.groupby(keys):
-        ordered = ratios.sort_values("ratio")
-        failing = ordered.ratio[~ordered.passed]
-        above = failing.iloc[0] if len(failing) else 1.0
-        below = ordered.ratio[ordered.ratio < above]
-        rows.append((*names, below.max() if len(below) else 0.0, above))
-    return pd.DataFrame(rows, columns=[*keys, "ratio", "above"])
+    Columns: seed, level, mask, draw, way ("exists", "finds"), ratio (0 if there is none), above
+    (the next ratio that was tried, or 1)."""
+    keys, rows = ["seed", "level", "mask", "draw"], []
+    table = tried(tables, e)
+    for names, here in table.groupby(keys):
+        for way in (EXISTS, FINDS):
+            asked = here if way == EXISTS else here[here.weights == "retrained"]
+            passed = asked.groupby("ratio").passed.any()
+            above = passed.index[~passed].min() if not passed.all() else 1.0
+            ratio = passed.index[passed.index < above].max() if passed.iloc[0] else 0.0
+            rows.append((*names, way, ratio, above))
+    return pd.DataFrame(rows, columns=[*keys, "way", "ratio", "above"])
 
 
 def limits_by_mask(tables: Tables, e: Experiment) -> pd.DataFrame:
@@ -600,14 +632,9 @@ def unresolved(predictions: pd.DataFrame, e: Experiment) -> pd.Series:
     return (predictions.steps > 0) & of_each & (predictions.reading != GAUSS_NEWTON)
 
 
-def measured_by(tables: Tables) -> str:
-    """The theory is about whether there is a point; where that was not searched for, predictions
-    are held against what training finds."""
-    return EXISTS if (tables["prunings"].weights == "fine-tuned").any() else FINDS
-
-
 def predicted_and_measured(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """Each prediction at the preset's loss height beside the measured maximum.
+    """Each prediction at the preset's loss height beside the measured maximum. The theory is about
+    whether there is a point, so it is held against what "exists".
 
     Columns: seed, level, mask, criterion, reading, gradient, steps, predicted, low and high (at
     half and twice the height), ratio, above (see `limits_by_mask`), miss (distance of the
@@ -616,7 +643,7 @@ def predicted_and_measured(tables: Tables, e: Experiment) -> pd.DataFrame:
     heights = best_predictions(tables).pivot(index=keys, columns="height", values="ratio")
     heights = heights.rename(columns={0.5: "low", 1.0: "predicted", 2.0: "high"}).reset_index()
     measured = limits_by_mask(tables, e)
-    measured = measured[measured.way == measured_by(tables)]
+    measured = measured[measured.way == EXISTS]
     table = heights.merge(measured, on=keys[:3])
     miss = [table.ratio - table.predicted, table.predicted - table.above]
     miss = pd.concat(miss, axis=1).max(axis=1).clip(lower=0)
@@ -676,7 +703,7 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
         headline=True,
     )
     measured = limits_by_mask(tables, e)
-    here = measured[measured.way == measured_by(tables)]
+    here = measured[measured.way == EXISTS]
     ratio = here.pivot(index=["seed", "level"], columns="mask", values="ratio")
     claims.add(
         "fig-limits",
@@ -684,17 +711,23 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
         points,
         (100 * (ratio.magnitude - ratio.random)).groupby("seed").mean(),
     )
-    table = main_reading(predicted_and_measured(tables, e))
+    table = predicted_and_measured(tables, e)
     left = 100 * (e.limit_tolerance - table.miss).where(~table.unresolved)
+    within = f"within {100 * e.limit_tolerance:.0f} points"
     words = {
-        "random subspace": "the theory",
-        "exact quadratic": "beyond the paper: the exact quadratic",
+        ("random subspace", False): "the theory predicts the maximum",
+        (
+            "random subspace",
+            True,
+        ): "beyond the paper: counting the gradient, the theory predicts it",
+        ("exact quadratic", False): "beyond the paper: the exact quadratic predicts it",
     }
-    for (criterion, name), mask in product(words.items(), MASKS):
+    for ((criterion, gradient), claim), mask in product(words.items(), MASKS):
         rows = (table.criterion == criterion) & (table["mask"] == mask)
-        claim = f"{name} predicts the maximum for {mask} pruning within "
-        claim += f"{100 * e.limit_tolerance:.0f} points"
-        claims.add("fig-limits", claim, points, by_seed(table[rows], left[rows]))
+        rows &= (table.reading == CLIPPED) & (table.gradient == gradient)
+        if rows.any():
+            claim = f"{claim} for {mask} pruning {within}"
+            claims.add("fig-limits", claim, points, by_seed(table[rows], left[rows]))
     goals = one_shot_goals(tables, e)
     claim = "no one-shot pruning gets to the sparsest matching level of IMP"
     short = by_seed(goals, 100 * (goals.goal - goals.above))
@@ -702,45 +735,40 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     short = by_seed(goals, 100 * (goals.goal - goals.predicted))
     claims.add("fig-sweep", f"{claim}: by the theory", points, short)
     ways = measured.pivot(index=["seed", "level", "mask"], columns="way", values="ratio")
-    if measured_by(tables) == EXISTS:
-        more = 100 * (ways[EXISTS] - ways[FINDS])
-        for mask in MASKS:
-            values = more.xs(mask, level="mask").groupby("seed").mean()
-            words = f"{mask} pruning: removable at once, less what training finds"
-            claims.measure("fig-limits", words, points, values)
+    more = 100 * (ways[EXISTS] - ways[FINDS])
+    for mask in MASKS:
+        values = more.xs(mask, level="mask").groupby("seed").mean()
+        words = f"{mask} pruning: how much more is known to be removable than training finds"
+        claims.measure("fig-limits", words, points, values)
 
 
 # The numbers of its prose
 
 
 def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
-    """By name; shares in percent, NaN where there is none (large networks have no exact
-    Hessian)."""
+    """By name; shares in percent, NaN where there is none. `miss_CRITERION_MASK`: of the main
+    reading."""
     table = main_reading(predicted_and_measured(tables, e))
-    known = table.groupby(["seed", "level", "mask"]).criterion.transform("nunique")
-    all_known = table[known == known.max()]  # means over the same networks
-    means = all_known.groupby(["criterion", "mask"])[["predicted", "ratio"]].mean()
-    ways = flatness(tables)
+    measured = limits_by_mask(tables, e)
+    flat = flatness(tables)
     found = {
-        "compared": len(all_known[["seed", "level"]].drop_duplicates()),
         "loss_height": 1000 * e.loss_height,
         "samples": e.curvature_samples,
         "tolerance": 100 * e.limit_tolerance,
         "probes": e.lanczos_probes,
         "lanczos_steps": e.lanczos_steps,
-        "flatter_by": (ways.random / ways.magnitude).median(),
+        "draws": TRIED,
         "limit_level": e.limit_levels[-1],
-    }
+    } | in_numbers("flatter_by", by_seed(flat, flat.flatter), np.exp)
     for mask in MASKS:
-        found[f"random_{mask}"] = 100 * means.predicted["random subspace", mask]
-        found[f"exact_{mask}"] = 100 * means.predicted.get(("exact quadratic", mask), np.nan)
-        found[f"measured_{mask}"] = 100 * means.ratio["random subspace", mask]
-    theory = table[(table.criterion == "random subspace") & (table["mask"] == "random")]
-    for name, level in (("dense", e.limit_levels[0]), ("late", e.limit_levels[-1])):
-        here = 100 * theory[theory.level == level][["predicted", "ratio"]]
-        for end, row in (("least", here.min()), ("most", here.max())):
-            found[f"{name}_predicted_{end}"] = row.predicted
-            found[f"{name}_measured_{end}"] = row.ratio
+        for criterion, name in (("random subspace", "theory"), ("exact quadratic", "quadratic")):
+            rows = table[(table.criterion == criterion) & (table["mask"] == mask)]
+            rows = rows[~rows.unresolved]
+            found |= in_numbers(f"{name}_{mask}", by_seed(rows, 100 * rows.predicted))
+            found |= in_numbers(f"miss_{name}_{mask}", by_seed(rows, 100 * rows.miss))
+        for way in (EXISTS, FINDS):
+            rows = measured[(measured["mask"] == mask) & (measured.way == way)]
+            found |= in_numbers(f"{way}_{mask}", by_seed(rows, 100 * rows.ratio))
     return settings_in_numbers(e) | found
 
 
@@ -835,32 +863,28 @@ def hessian_spectra(tables: Tables, e: Experiment) -> Figure:
 
 def pruning_sweep(tables: Tables, e: Experiment) -> Figure:
     """Every network that was tried: its barrier to the solution against the ratio pruned at once, a
-    column for each level. Above: the best point of the pruned subspace that was found, below: what
-    training from the rewind point finds.
+    column for each level. Above: found by training from the rewind point; below: projections, and
+    what they are fine-tuned to.
 
     Filled: in the solution's connected sublevel set. Vertical lines: the theory's maximum."""
-    table = tried(tables, e)
-    keys = ["seed", "level", "mask", "draw", "ratio", "way"]
-    # of a projection and what it is fine-tuned to, the one that passes
-    table = table.sort_values(["passed", "barrier"], ascending=[False, True]).groupby(keys).first()
-    table, theory = table.reset_index(), main_reading(predicted_and_measured(tables, e))
+    table, theory = tried(tables, e), main_reading(predicted_and_measured(tables, e))
     theory = theory[theory.criterion == "random subspace"]
     chosen = sorted(table.level.unique())
     figure, axes = plots.panels(
         len(chosen), rows=2, width=4.2, height=2.7, sharex=True, sharey=True
     )
-    words = {EXISTS: "best point that was found", FINDS: "found by training"}
+    retrained = table.weights == "retrained"
+    kinds = {"found by training": table[retrained], "nearby": table[~retrained]}
     for column, level in zip(axes.T, chosen):
-        for ax, (way, name) in zip(column, words.items()):
+        for ax, (name, rows) in zip(column, kinds.items()):
             for mask, style in _LOOKS.items():
-                look = dict(ms=4, ls="none", alpha=0.7, marker=style["marker"])
-                color = style["color"]
-                rows = table[(table.level == level) & (table.way == way) & (table["mask"] == mask)]
+                look, color = dict(ms=4, ls="none", alpha=0.7), style["color"]
+                here = rows[(rows.level == level) & (rows["mask"] == mask)]
                 for passed, face in ((True, color), (False, "none")):
-                    here = rows[rows.passed == passed]
+                    some = here[here.passed == passed]
                     label = f"{mask}, {'in the set' if passed else 'not'}"
-                    x, y = PERCENT * here.ratio, PERCENT * here.barrier
-                    ax.plot(x, y, mec=color, mfc=face, label=label, **look)
+                    look |= dict(marker=style["marker"], mec=color, mfc=face, label=label)
+                    ax.plot(PERCENT * some.ratio, PERCENT * some.barrier, **look)
                 predicted = theory[(theory.level == level) & (theory["mask"] == mask)].predicted
                 line = dict(color=color, lw=1.2, ls=":", label=f"{mask}, theory's maximum")
                 ax.axvline(PERCENT * predicted.mean(), **line)
@@ -884,7 +908,10 @@ def maximum_ratios(tables: Tables, e: Experiment) -> Figure:
     table, measured = predicted_and_measured(tables, e), limits_by_mask(tables, e)
     places = {level: at for at, level in enumerate(sorted(measured.level.unique()))}
     sources = {}
-    for way, words in ((EXISTS, "measured: there"), (FINDS, "measured: found by training")):
+    for way, words in (
+        (EXISTS, "measured: a point is there"),
+        (FINDS, "measured: training finds one"),
+    ):
         rows = measured[measured.way == way]
         sources[words] = rows.assign(value=(rows.ratio + rows.above) / 2)
     for reading, words in _READ.items():

@@ -18,7 +18,7 @@ from ..chains import CHAINS, chain
 from ..experiments import Experiment
 from ..plots import PERCENT, by_step, mean_and_range, styles, threshold_line
 from ..tables import table
-from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, is_matching, judge
+from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, in_numbers, is_matching, judge
 from ..verdicts import settings_in_numbers
 
 STAGES = ("solution", "pruned", "rewound", "retrained")
@@ -277,26 +277,27 @@ def settled_from(course: pd.Series) -> float:
 def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     """By name; shares and errors in percent, NaN where there is none.
 
-    `below_*`: mean share of survivors below the old threshold, from the last rewind step."""
+    `below_*`: share of survivors below the old threshold, from the last rewind step."""
     cuts, compared = tables["next_cuts"], cuts_compared(tables)
-    late = at_latest(tables["gaps"], e).groupby("stage").below.mean()
-    last = cuts[cuts.level == e.levels].groupby("cut").test_error.mean()
-    kinds = tables["retraining_methods"].groupby("kind")[["below", "barrier"]].mean()
-    course = tables["refill"].groupby(["share", "kind"]).below.mean().unstack()
+    late = at_latest(tables["gaps"], e)
+    last = cuts[cuts.level == cuts.level.max()].groupby("cut").test_error.mean()
+    methods, course = tables["retraining_methods"], tables["refill"]
+    course = course.groupby(["share", "kind"]).below.mean().unstack()
+    longer = by_seed(compared, np.log(compared.length_continued / compared.length_retrained))
     found = {
         "refilled_from": 100 * e.gap_refilled * e.prune_fraction,
-        "below_rewound": 100 * late["rewound"],
-        "below_retrained": 100 * late["retrained"],
-        "length_ratio": (compared.length_continued / compared.length_retrained).median(),
         "last_density": 100 * cuts.density.min(),
         "last_cut_retrained": 100 * last["retrained"],
         "last_cut_continued": 100 * last.get("continued", np.nan),
         "last_cut_one_shot": 100 * last["one-shot"],
-    }
-    for kind in kinds.index:
+    } | in_numbers("length_ratio", longer, np.exp)
+    for stage in ("rewound", "retrained"):
+        rows = late[late.stage == stage]
+        found |= in_numbers(f"below_{stage}", by_seed(rows, 100 * rows.below))
+    for kind, rows in methods.groupby("kind"):
         name = kind.replace("-", "_")
-        found[f"below_{name}"] = 100 * kinds.below[kind]
-        found[f"barrier_{name}"] = 100 * kinds.barrier[kind]
+        found |= in_numbers(f"below_{name}", by_seed(rows, 100 * rows.below))
+        found[f"barrier_{name}"] = 100 * rows.barrier.mean()
         found[f"settled_{name}"] = 100 * settled_from(course[kind])
     return settings_in_numbers(e) | found
 

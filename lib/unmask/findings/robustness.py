@@ -20,7 +20,7 @@ from ..experiments import Experiment
 from ..plots import PERCENT, by_step, mean_and_range, plain_log
 from ..tables import levels_below_the_last, table
 from ..verdicts import Claims, Tables, at_earliest, at_latest, barrier, by_seed, is_connected
-from ..verdicts import judge, log_barrier, settings_in_numbers, with_matching
+from ..verdicts import in_numbers, judge, log_barrier, settings_in_numbers, with_matching
 
 OPPOSITE, RANDOM, IMP = "opposite", "random", "imp"
 
@@ -217,23 +217,24 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
 
 
 def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
-    """By name; barriers in percent."""
+    """By name; barriers in percent, geometric means over probed levels and seeds."""
     table = at_step_length(tables, e)
-    late, longest = table.rewind_step == e.latest, e.perturbation_lengths[-1]
-    pairs = tables["perturbations"]
-    perturbed = pairs[(pairs.kind == main_kind(tables)) & (pairs.length == longest)]
-    return settings_in_numbers(e) | {
-        "cases": len(table),
-        "noise_connected": table.noise_connected.sum(),
-        "step_connected": table.step_connected.sum(),
-        "noise_only": (table.noise_connected & ~table.step_connected).sum(),
-        "matching": table.matching.sum(),
-        "stable_not_matching": (table.step_connected & ~table.matching).sum(),
-        "late_barrier": 100 * table[late].step_barrier.mean(),
-        "early_barrier": 100 * table[~late].step_barrier.mean(),
-        "longest": longest,
-        "barrier_at_longest": 100 * perturbed.barrier.mean(),
+    table = table[~table.lost]
+    late, first = at_latest(table, e), at_earliest(table, e)
+    yes, no = late[late.matching], late[~late.matching]
+    cases = {
+        "matching": (yes, yes.step_barrier),
+        "other": (no, no.step_barrier),
+        "first": (first, first.step_barrier),
+        "noise": (yes, yes.noise_barrier),
+        "twice": (yes, yes.random_barrier),
+        "imp": (yes, yes.imp_barrier),
     }
+    found = {"longest": e.perturbation_lengths[-1]}
+    for name, (rows, barriers) in cases.items():
+        margin = by_seed(rows, log_barrier(barriers, e))
+        found |= in_numbers(f"barrier_{name}", margin, lambda m: 100 * e.lmc_threshold * 10**m)
+    return settings_in_numbers(e) | found
 
 
 def robustness_table(tables: Tables, e: Experiment) -> pd.DataFrame:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 import unmask
 
 from ..chains import CONTROLS, dense, place
 from ..experiments import Experiment
-from ..plots import LABELS, by_step, density_axis, error_axis, matching_line, mean_and_range, styles
+from ..plots import LABELS, PERCENT, by_step, density_axis, error_axis, legend_beside
+from ..plots import matching_line, mean_and_range, plain_log, styles
 from ..tables import table
-from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, is_at_most, judge
-from ..verdicts import reference_errors, settings_in_numbers, where_imp_matches, with_matching
+from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, in_numbers, judge
+from ..verdicts import retraining_spread, settings_in_numbers, where_imp_matches, with_matching
 
 
 def _evaluations(e: Experiment, *keys) -> float:
@@ -180,21 +182,16 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
 
 
 def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
-    """By name; shares in percent, NaN where there is none."""
+    """By name; shares in percent, NaN where there is none. `ticket_limit` is a preset's,
+    `ticket_density` what was found."""
     dense = tables["levels"].query("level == 0").groupby("seed").test_error.first()
-    judged = with_matching(tables, e)
-    mean = judged.groupby(["rewind_step", "level"])[["excess", "density"]].mean()
-    late, early = mean.loc[e.latest], mean.loc[e.earliest]
-    lost = late.index[~is_at_most(late.excess, e.epsilon)]
-    kept = late[late.index < lost.min()] if len(lost) else late
-    early_lost = early[~is_at_most(early.excess, e.epsilon)]
-    return settings_in_numbers(e) | {
-        "dense_error": 100 * dense.mean(),
-        "dense_spread": 100 * dense.std(),
-        "reference_error": 100 * reference_errors(tables).mean(),
-        "ticket_density": 100 * kept.density.min(),
-        "early_lost_density": 100 * early_lost.density.max(),
-    }
+    density = np.log(sparsest_matching(tables, e))
+    early = excess_where_late_matches(tables, e, e.earliest)
+    found = {"dense_error": 100 * dense.mean(), "dense_spread": 100 * dense.std()}
+    found["retraining_spread"] = 100 * retraining_spread(tables)
+    found |= in_numbers("ticket_density", density, lambda value: 100 * np.exp(value))
+    found |= in_numbers("early_excess", early + 100 * e.epsilon)
+    return settings_in_numbers(e) | {"ticket_limit": 100 * e.ticket_density} | found
 
 
 def error_table(tables: Tables, e: Experiment) -> pd.DataFrame:
@@ -236,4 +233,24 @@ def _finished(figure, ax, shown, tables, e) -> Figure:
     density_axis(ax, shown.density)
     error_axis(ax, "test error (%)")
     ax.legend()
+    return figure
+
+
+def layers_by_level(tables: Tables, e: Experiment) -> Figure:
+    """Share of the weights that each layer keeps, by level, from the last rewind step: mean over
+    seeds; a cross where a layer has none left in some seed."""
+    table = at_latest(tables["layers"], e)
+    table = table.assign(kept=table.survivors / table.weights)
+    names = list(dict.fromkeys(table.layer))
+    figure, ax = plt.subplots(figsize=(7.5, 4.2))
+    colors = sns.color_palette("viridis", len(names))
+    for name, color in zip(names, colors):
+        rows = table[table.layer == name].groupby("level").kept
+        mean, gone = PERCENT * rows.mean(), rows.min() == 0
+        ax.plot(mean.index, mean, color=color, label=name, lw=1.4)
+        ax.plot(mean.index[gone], mean[gone], "x", color=color, ms=7)
+    ax.set(xlabel="pruning level", ylabel="weights that the layer keeps (%)", yscale="symlog")
+    ax.set_ylim(0, 100)
+    plain_log(ax.yaxis)
+    legend_beside(ax, fontsize="x-small")
     return figure
