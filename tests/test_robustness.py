@@ -64,22 +64,30 @@ def test_step_length_is_the_norm_of_what_the_next_mask_removes(lab):
     assert step == pytest.approx(float(gone.norm()), rel=1e-5)
 
 
-def test_starts_lie_at_exactly_their_length_from_the_pruned_rewind_point(lab):
+def test_starts_lie_at_exactly_their_distance_from_the_pruned_rewind_point(lab):
     far = Lab(lab.experiment.but(perturbation_lengths=(0.0, 0.25, 1.0, 4.0)), lab.store)
     mask = lab.level(1, 5, 1).mask
     center, there = pruned_rewind_points(lab, 1, 5, 1)
-    *random, imp = perturbed(far, 1, 5, 1)
-    assert [pair.length for pair in random] == [0.0, 0.25, 1.0, 4.0]
-    for pair in random:
-        assert pair.kind == "random"
+    step = distance(center, there)
+    *pairs, imp = perturbed(far, 1, 5, 1)
+    assert [pair.length for pair in pairs] == [0.0, 0.25, 1.0, 4.0, 1.0]
+    assert [pair.kind for pair in pairs] == ["opposite"] * 4 + ["random"]
+    for pair in pairs:
+        away = pair.length * step * (0.5 if pair.kind == "opposite" else 1)
         for start in (pair.first, pair.second):
-            length = pair.length * distance(center, there)
-            assert distance(start, center) == pytest.approx(length, rel=1e-5)
+            assert distance(start, center) == pytest.approx(away, rel=1e-5)
             for name, tensor in start.items():
                 if name in mask:
                     assert (tensor[~mask[name]] == 0).all()
                 else:
                     assert torch.equal(tensor, center[name])
+        # apart: by the length itself, or by sqrt(2) of it, for random directions are nearly
+        # perpendicular
+        apart = distance(pair.first, pair.second)
+        if pair.kind == "opposite":
+            assert apart == pytest.approx(pair.length * step, rel=1e-5)
+        else:
+            assert apart == pytest.approx(2**0.5 * step, rel=0.1)
     assert (imp.kind, imp.length) == ("imp", 1.0)
     assert distance(imp.first, center) == distance(imp.second, there) == 0
 
@@ -87,17 +95,21 @@ def test_starts_lie_at_exactly_their_length_from_the_pruned_rewind_point(lab):
 def test_directions_do_not_depend_on_the_length_but_on_all_else(lab):
     far = Lab(lab.experiment.but(perturbation_lengths=(0.0, 1.0, 4.0)), lab.store)
 
-    def unit(seed, step, level, which, length):
+    def unit(seed, step, level, kind, length, which=0):
         center, _ = pruned_rewind_points(lab, seed, step, level)
-        (pair,) = (p for p in perturbed(far, seed, step, level) if p[:2] == ("random", length))
+        (pair,) = (p for p in perturbed(far, seed, step, level) if p[:2] == (kind, length))
         start = (pair.first, pair.second)[which]
         way = torch.cat([(start[name] - center[name]).flatten() for name in lab.dense_mask])
         return way / way.norm()
 
-    reference = unit(0, 5, 1, 0, 1.0)
-    torch.testing.assert_close(unit(0, 5, 1, 0, 4.0), reference, rtol=0, atol=1e-5)
-    for other in ((1, 5, 1, 0), (0, 0, 1, 0), (0, 5, 2, 0), (0, 5, 1, 1)):
-        assert abs(float(unit(*other, 1.0) @ reference)) < 0.2
+    reference = unit(0, 5, 1, "opposite", 1.0)
+    for same in (unit(0, 5, 1, "opposite", 4.0), unit(0, 5, 1, "random", 1.0)):
+        torch.testing.assert_close(same, reference, rtol=0, atol=1e-5)
+    backwards = -unit(0, 5, 1, "opposite", 1.0, which=1)
+    torch.testing.assert_close(backwards, reference, rtol=0, atol=1e-5)
+    for other in ((1, 5, 1), (0, 0, 1), (0, 5, 2)):
+        assert abs(float(unit(*other, "opposite", 1.0) @ reference)) < 0.2
+    assert abs(float(unit(0, 5, 1, "random", 1.0, which=1) @ reference)) < 0.2
 
 
 def test_length_zero_is_the_level_against_itself_with_another_data_order(lab, measured):
