@@ -102,6 +102,38 @@ def test_hessian_equals_torchs_dense_one(case, monkeypatch):
     np.testing.assert_allclose(operator @ vectors[:, 0], expected @ vectors[:, 0], **close)
 
 
+def test_gauss_newton_equals_the_jacobians_product(case, monkeypatch):
+    """`J' (diag(p) - p p') J` of the logits, by torch's Jacobian, summed over samples; and it has
+    no negative eigenvalue."""
+    network, mask, split = case
+    monkeypatch.setattr(curvature, "_SAMPLES", 3)
+    weights = {name: p.detach() for name, p in network.named_parameters()}
+    pruned = {name: weights[name] for name in mask}
+
+    def logits(moved):
+        return functional_call(network, weights | moved, (split.x.double(),))
+
+    jacobian = torch.func.jacrev(logits)(pruned)
+    jacobian = torch.cat([jacobian[name].flatten(2)[..., mask[name].flatten()] for name in mask], 2)
+    p = logits({}).softmax(1)
+    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    expected = torch.einsum("nki,nkl,nlj->ij", jacobian, inner, jacobian) / len(split.y)
+    found = exact_hessian(network, mask, split, "gauss-newton")
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-9, atol=1e-12)
+    operator = hessian_operator(network, mask, split, "gauss-newton")
+    vectors = np.random.default_rng(0).standard_normal((len(found), 2))
+    np.testing.assert_allclose(operator.matmat(vectors), found @ vectors, rtol=1e-9, atol=1e-12)
+    assert np.linalg.eigvalsh(found)[0] > -1e-12
+
+
+def test_gradient_equals_torchs(case):
+    network, mask, split = case
+    loss, vector = loss_at(network, mask, split)
+    expected = torch.func.grad(loss)(vector).numpy()
+    found = curvature.loss_gradient(network, mask, split)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_single_precision_is_good_to_the_noise_that_is_stated():
     network, split = network_of(4), samples(600)
     mask = random_mask(network, 100)

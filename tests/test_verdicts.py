@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from hand_made import E, SEEDS, controls, levels
 from scipy import stats
+from two_runs import disagreements, restricted
 
 import unmask
 from unmask import verdicts
 from unmask.findings import FINDINGS, tickets
 from unmask.verdicts import FAILS, HOLDS, MEASURED, UNDECIDED, Claims, Evidence, Verdicts
-from unmask.verdicts import all_verdicts, disagreements, holm, interval, is_connected, is_matching
+from unmask.verdicts import all_verdicts, holm, interval, is_connected, is_matching
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -208,7 +209,7 @@ def test_what_holds_in_one_run_may_not_fail_in_the_other():
 def test_of_another_run_the_same_seeds_steps_and_levels_are_compared():
     table = levels(seeds=4)
     to = {"levels": table[(table.seed < 2) & (table.rewind_step == 10)]}
-    found = verdicts.restricted({"levels": table, "controls": controls()}, to)
+    found = restricted({"levels": table, "controls": controls()}, to)
     assert list(found) == ["levels"] and len(found["levels"]) == len(to["levels"])
 
 

@@ -21,12 +21,10 @@ from .experiments import Experiment
 METRICS = ("test_error", "train_error", "train_loss")
 CONFIDENCE = 0.9
 SEEDS_NEEDED = 3  # fewer decide nothing, however much they agree
-ALARM = 0.001  # how often two runs of the same seeds may be told apart by chance, for each claim
 HOLDS, FAILS, UNDECIDED, MEASURED = "holds", "fails", "undecided", "measured"
 SYMBOLS = {HOLDS: "●", FAILS: "✕", UNDECIDED: "○", MEASURED: "◆"}
 Tables = dict[str, pd.DataFrame]
 
-_PLACES = ("seed", "rewind_step", "level", "length")
 _ROUNDING = 1e-9  # errors are counts over counts: what is equal on paper differs by this at most
 
 
@@ -244,8 +242,11 @@ class Claims:
     """The claims of one finding, judged one after the other, on the seeds that decide."""
 
     def __init__(self, finding: str, tables: Tables, e: Experiment):
-        self.finding, self.seeds, self.evidence = finding, seeds_that_learn(tables, e), []
-        self.spread = 100 * retraining_spread(tables)  # of a test error, in points
+        self.finding, self.evidence = finding, []
+        known = "levels" in tables
+        self.seeds = seeds_that_learn(tables, e) if known else list(e.all_seeds)
+        # of a test error, in points
+        self.spread = 100 * retraining_spread(tables) if known else 0.0
 
     def add(
         self,
@@ -349,42 +350,3 @@ def all_verdicts(tables: Tables, e: Experiment) -> Verdicts:
     """Every verdict of every finding whose tables are there, from the tables of one experiment."""
     judges = [judged for needs, judged in _JUDGES if set(needs) <= set(tables)]
     return Verdicts([one for judged in judges for one in judged(tables, e).evidence])
-
-
-# Two runs of the same seeds
-
-
-def restricted(tables: Tables, to: Tables) -> Tables:
-    """Of another run's tables, what is about the same seeds, rewind steps, levels and lengths as
-    the tables `to`."""
-    found = {}
-    for name, wanted in to.items():
-        keys = [key for key in _PLACES if key in wanted]
-        found[name] = tables[name].merge(wanted[keys].drop_duplicates(), on=keys)
-    return found
-
-
-def disagreements(here: Verdicts, there: Verdicts, same_bits: bool, spreads: Verdicts) -> list[str]:
-    """Claims on which two runs of the same seeds contradict each other, each in a line.
-
-    With `same_bits`, every number has to be the same. Else the mean difference of the seeds'
-    numbers is held against what retraining can do: the standard deviation over the seeds of
-    `spreads`, a run of at least as many, which retraining is a part of. One in a thousand
-    (`ALARM`) differs by chance; and nothing that holds here may fail there."""
-    found = []
-    for one in here.evidence:
-        other, known = there[one.claim], spreads[one.claim].values
-        shared = one.values.index.intersection(other.values.index)
-        moved = one.values[shared] - other.values[shared]
-        words = f"{one.claim}: {one.words()} here, {other.words()} there"
-        if same_bits:
-            if not one.values.equals(other.values):
-                found.append(words)
-            continue
-        if {one.verdict, other.verdict} == {HOLDS, FAILS}:
-            found.append(words)
-        elif len(shared) and len(known) > 2 and known.std() > 0:
-            t = abs(moved.mean()) / (known.std() * (2 / len(shared)) ** 0.5)
-            if 2 * stats.t.sf(t, len(known) - 1) < ALARM:
-                found.append(words)
-    return found
