@@ -70,7 +70,7 @@ def headlines(shown: Verdicts) -> Verdicts:
     return Verdicts([one for one in shown.evidence if one.headline])
 
 
-def headline_table(shown: Verdicts) -> pd.DataFrame:
+def headline_table(shown: Verdicts) -> pd.io.formats.style.Styler:
     """The headline claims: the interval, the exact sign test, and the p-value with Holm's
     correction for there being several findings."""
     corrected, rows = holm(shown.evidence), []
@@ -78,7 +78,12 @@ def headline_table(shown: Verdicts) -> pd.DataFrame:
         interval = one.words(), f"{one.sign_p:.2g}", f"{corrected[one.headline]:.2g}"
         rows.append((one.finding, one.claim, *interval, f"{SYMBOLS[one.verdict]} {one.verdict}"))
     columns = ["finding", "claim", "mean [90 % interval]", "sign test", "Holm", "verdict"]
-    return pd.DataFrame(rows, columns=columns).set_index("finding")
+    return _whole(pd.DataFrame(rows, columns=columns).set_index("finding"), "headlines")
+
+
+def _whole(table: pd.DataFrame, name: str) -> pd.io.formats.style.Styler:
+    """The table with nothing cut off."""
+    return table.style.set_uuid(name).set_table_attributes('class="dataframe"')
 
 
 def counts(verdicts: dict[str, Verdicts]) -> pd.DataFrame:
@@ -219,8 +224,7 @@ def provenances(folder: Path = results.FOLDER) -> pd.io.formats.style.Styler:
         told["tables"] = len(list((folder / name).glob("*.csv")))
         told["core-hours"] = f"{told['core_seconds'] / 3600:.1f}"
         rows[name] = {column: told[column] for column in columns}
-    shown = pd.DataFrame(rows).T.rename_axis("published").style
-    return shown.set_uuid("published").set_table_attributes('class="dataframe"')
+    return _whole(pd.DataFrame(rows).T.rename_axis("published"), "published")
 
 
 def growth(measured: dict) -> Figure:

@@ -163,10 +163,10 @@ _VERDICTS = {
     FAILS: dict(color="#d55e00", marker="X"),
     MEASURED: dict(color="#3b3b3b", marker="D"),
 }
-_ROW = 0.52  # height of a claim, in inches
+_ROW = 0.62  # height of a claim, in inches
 
 
-def forest(shown: Verdicts, here: Verdicts | None = None, width: float = 9.0) -> Figure:
+def forest(shown: Verdicts, here: Verdicts | None = None, width: float = 7.6) -> Figure:
     """A row for each claim: the seeds' numbers as dots, their mean and its interval, and the line
     at zero, right of which the paper is right. Each row has a scale of its own, as units differ:
     the numbers stand beside it.
@@ -175,7 +175,7 @@ def forest(shown: Verdicts, here: Verdicts | None = None, width: float = 9.0) ->
     rows = shown.evidence
     height = 0.7 + _ROW * len(rows)
     figure = plt.figure(figsize=(width, height), layout="none")
-    ax = figure.add_axes((0.4, 0.1 / height, 0.27, 1 - 0.1 / height))
+    ax = figure.add_axes((0.41, 0.1 / height, 0.24, 1 - 0.1 / height))
     others = {one.claim: one for one in here.evidence} if here else {}
     for y, one in enumerate(rows):
         found = others[one.claim].values if one.claim in others else one.values[:0]
@@ -191,13 +191,13 @@ def forest(shown: Verdicts, here: Verdicts | None = None, width: float = 9.0) ->
         if len(one.values):
             ax.plot(one.mean / scale, y, ls="none", ms=8, mec=look["color"], mew=1.5, **look)
         # What is claimed, and what came out.
-        name = "\n".join(textwrap.wrap(one.claim, 54))
+        name = "\n".join(textwrap.wrap(one.claim, 46))
         ax.text(-1.12, y, name, ha="right", weight="bold" if one.headline else None, **side)
         mark = f"{SYMBOLS[one.verdict]} {one.verdict}"
-        ax.text(1.12, y, mark, ha="left", color=look["color"], weight="bold", **side)
-        unit = textwrap.shorten(one.unit, 42)
-        numbers = f"{one.words()}\n{unit}" if len(one.values) else one.words()
-        ax.text(1.92, y, numbers, ha="left", color="0.3", **side)
+        ax.text(1.15, y - 0.26, mark, ha="left", color=look["color"], weight="bold", **side)
+        unit = "\n".join(textwrap.wrap(one.unit, 36)) if len(one.values) else ""
+        numbers = f"{one.words()}\n{unit}"
+        ax.text(1.15, y + 0.14, numbers, ha="left", color="0.3", **side | dict(fontsize=7.5))
     ax.axvline(0, color="0.2", lw=1, zorder=0)
     ax.set(xlim=(-1.08, 1.08), ylim=(len(rows) - 0.5, -0.9), xticks=[], yticks=[])
     for words, x, side in (("← against the paper", -0.05, "right"), ("with it →", 0.05, "left")):
