@@ -92,6 +92,12 @@ def test_pages_of_findings_show_how_it_is_measured(page):
 
 
 @every_page
+def test_no_sentence_shows_a_number_that_is_none(page):
+    sentences = parsed(html_file(page)).select("article p, article li, article figcaption")
+    assert not [text for part in sentences if re.search(r"\bnan\b", text := part.get_text())]
+
+
+@every_page
 def test_nothing_is_loaded_from_the_network(page):
     tags = "script", "img", "iframe", "source", "video", "audio", "embed"
     loads = dict.fromkeys(tags, "src") | {"object": "data"}

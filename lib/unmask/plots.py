@@ -84,6 +84,15 @@ def panels(columns: int, rows: int = 1, width: float = 3.0, height: float = 3.5,
     return plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
 
 
+def panel_rows(count: int, most: int = 4, **options):
+    """A figure of `count` panels in rows of at most `most`, and its axes in order."""
+    columns = min(count, most)
+    figure, axes = panels(columns, rows=-(-count // columns), **options)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, list(axes.flat[:count])
+
+
 def by_step(table: pd.DataFrame, experiment: Experiment):
     """For each rewind step: its label, its style and its rows."""
     looks = styles(experiment.rewind_steps)

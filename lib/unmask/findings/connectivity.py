@@ -354,8 +354,9 @@ def zigzag(tables: Tables, e: Experiment) -> Figure:
     middle = _interpolated(tables).query("t == 0.5")
     middle = middle.assign(level=middle.level + 0.5)
     points = pd.concat([levels[columns], middle[columns]])
-    figure, axes = plots.panels(points.rewind_step.nunique(), height=3.6, sharey=True)
-    for ax, (label, style, chain) in zip(axes[0], by_step(points, e)):
+    count = points.rewind_step.nunique()
+    figure, axes = plots.panel_rows(count, height=3.2, sharey=True)
+    for ax, (label, style, chain) in zip(axes, by_step(points, e)):
         color, chain = style["color"], chain.sort_values("level")
         for _, seed in chain.groupby("seed"):
             ax.plot(seed.level, PERCENT * seed.test_error, color=color, lw=0.6, alpha=0.6)
@@ -368,8 +369,8 @@ def zigzag(tables: Tables, e: Experiment) -> Figure:
         ax.set(title=label, xlabel="pruning level")
         ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         plots.error_axis(ax)
-    axes[0, 0].set_ylabel("test error (%)")
-    axes[0, -1].legend(loc="best")
+    axes[0].set_ylabel("test error (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -439,23 +440,23 @@ def pairs_of_levels(tables: Tables, e: Experiment) -> Figure:
     A line marks the sparsest level up to which all levels match, on average over seeds."""
     pairs, levels, size = tables["pairs"], tables["levels"], e.levels + 1
     steps = sorted(pairs.rewind_step.unique())
-    figure, axes = plots.panels(len(steps), width=3.2, height=3.4, sharey=True)
-    for ax, (label, _, chain) in zip(axes[0], by_step(pairs, e)):
+    figure, axes = plots.panel_rows(len(steps), width=3.0, height=3.0)
+    for ax, (label, _, chain) in zip(axes, by_step(pairs, e)):
         barriers = chain.groupby(["level", "other"]).barrier.mean().unstack() * PERCENT
         grid = barriers.reindex(index=range(size), columns=range(size))
-        bar = dict(
-            cbar=ax is axes[0, -1], cbar_kws={"label": "midpoint barrier\n(percentage points)"}
-        )
         full = grid.combine_first(grid.T)
-        sns.heatmap(full, ax=ax, cmap="viridis_r", vmin=0, vmax=90, square=True, **bar)
+        look = dict(cmap="viridis_r", vmin=0, vmax=90, square=True, cbar=False)
+        sns.heatmap(full, ax=ax, **look)
         last = _last_matching(levels[levels.rewind_step == chain.rewind_step.iloc[0]], tables, e)
         for line in (ax.axhline, ax.axvline):
             line(last + 1, color="#d55e00", lw=1.5, ls="--")
-        ticks = np.arange(0, size, 2)
-        ax.set(title=label, xlabel="level", ylabel="level" if ax is axes[0, 0] else "")
+        ticks = np.arange(0, size, max(2, size // 6))
+        ax.set(title=label, xlabel="level", ylabel="level" if ax is axes[0] else "")
         ax.set_xticks(ticks + 0.5, ticks)
         ax.set_yticks(ticks + 0.5, ticks)
         ax.tick_params(labelsize="small", rotation=0)
+    words = "midpoint barrier (percentage points)"
+    figure.colorbar(axes[0].collections[0], ax=axes, shrink=0.7, label=words)
     return figure
 
 

@@ -337,12 +337,14 @@ def histograms(tables: Tables, e: Experiment) -> Figure:
 
 def gap(tables: Tables, e: Experiment) -> Figure:
     """Share of survivors below the old threshold: after rewinding and after retraining at every
-    level (left), means over seeds, and in the course of retraining by each method (right), thin
+    level (left), from the first and the last rewind step, means over seeds, and in the course of retraining by each method (right), thin
     lines for levels and thick ones for their mean. Horizontal lines: how many were there before
     the cut, and from how many on the gap counts as filled."""
     figure, axes = plots.panels(2, width=4.75, height=3.9, sharey=True)
     left, right = axes[0]
-    for label, style, rows in by_step(tables["gaps"], e):
+    gaps = tables["gaps"]
+    shown = gaps[gaps.rewind_step.isin((e.earliest, e.latest))]
+    for label, style, rows in by_step(shown, e):
         mean, color = rows.groupby(["stage", "density"]).below.mean() * PERCENT, style["color"]
         step = label.removeprefix("rewound to ")
         for stage, face, ls in (("rewound", "white", ":"), ("retrained", color, "-")):
@@ -362,7 +364,7 @@ def gap(tables: Tables, e: Experiment) -> Figure:
     for ax in (left, right):
         threshold_line(ax, e.prune_fraction, ls="-")
         threshold_line(ax, e.prune_fraction * e.gap_refilled, ls="--")
-    plots.density_axis(left, tables["gaps"].density)
+    plots.density_axis(left, gaps.density)
     left.set_ylabel("survivors below the old threshold (%)")
     left.set_ylim(0, 1.3 * left.get_ylim()[1])  # room for the legend
     left.set_yticks([share for share in left.get_yticks() if share <= PERCENT])
