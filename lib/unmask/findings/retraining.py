@@ -337,9 +337,10 @@ def histograms(tables: Tables, e: Experiment) -> Figure:
 
 def gap(tables: Tables, e: Experiment) -> Figure:
     """Share of survivors below the old threshold: after rewinding and after retraining at every
-    level (left), from the first and the last rewind step, means over seeds, and in the course of retraining by each method (right), thin
-    lines for levels and thick ones for their mean. Horizontal lines: how many were there before
-    the cut, and from how many on the gap counts as filled."""
+    level (left), from the first and the last rewind step, means over seeds, and in the course of
+    retraining by each method (right), thin lines for levels and thick ones for their mean.
+    Horizontal lines: how many were there before the cut, and from how many on the gap counts as
+    filled."""
     figure, axes = plots.panels(2, width=4.75, height=3.9, sharey=True)
     left, right = axes[0]
     gaps = tables["gaps"]
