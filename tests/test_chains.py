@@ -457,3 +457,29 @@ def test_a_table_may_be_declared_anywhere(tiny, store):
     finally:
         del tables.TABLES["means"]
     assert "means" not in tables.known_tables()
+
+
+def test_a_seed_that_diverges_takes_no_other_along(store):
+    """At this rate some seeds diverge and others do not."""
+    lab = Lab(experiment("smoke", lr=100.0, seeds=6), store)
+    with pytest.raises(UnmaskError, match="training diverged: .* with lr=100.0 .seed ") as caught:
+        lab.tickets([dense(seed) for seed in range(6)])
+    stored = {seed for seed in range(6) if lab.name(dense(seed)) + ".safetensors" in store}
+    lost = {seed for seed in range(6) if f"seed {seed}, dense" in str(caught.value)}
+    assert stored and lost and stored | lost == set(range(6)) and not stored & lost
+    assert not [name for name in store.names() if "unfinished" in name]
+
+
+def test_a_control_that_diverges_is_a_result(smoke, monkeypatch, store):
+    """It is stored, errs as by chance, and leaves the network that it is compared with alone."""
+    lab, at = Lab(smoke.experiment, store), Place("random", 0, 5, 2)
+    before = lab.level(0, 5, 1).state
+    nothing = {name: tensor * float("nan") for name, tensor in before.items()}
+    ended = training.Trained({smoke.experiment.steps: nothing}, {})
+    monkeypatch.setattr("unmask.lab.train_all", lambda *_, **__: [ended])
+    state = lab.tickets([at])[0].state
+    path = lab.path(before, state)
+    assert path.test_error.iloc[0] == lab.evaluate(before).error
+    assert path.test_error.iloc[-1] == pytest.approx(0.9, abs=0.05)
+    with pytest.raises(UnmaskError, match="training diverged"):
+        lab.tickets([Place("imp", 0, 5, 3)])

@@ -14,7 +14,9 @@ from .train import evaluate
 
 def interpolate(one: State, other: State, t: float) -> State:
     """The point `(1 - t) * one + t * other`; every entry of the state, batch-norm statistics
-    included."""
+    included. The ends are the two themselves, even where the other is not finite."""
+    if t in (0, 1):
+        return dict(other if t else one)
     return {name: torch.lerp(one[name], other[name], t) for name in one}
 
 

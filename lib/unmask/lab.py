@@ -19,12 +19,12 @@ import torch
 from . import chains, data, networks, pruning
 from .barriers import grid, segment
 from .chains import CHAINS, RETRAININGS, Place
-from .errors import UnmaskError
+from .errors import Degenerate, UnmaskError
 from .experiments import Experiment
 from .networks import State
 from .pruning import Mask
 from .store import Store
-from .train import Performance, Start, Trained, evaluate, generator, learning_rate
+from .train import Performance, Start, Trained, evaluate, generator, is_finite, learning_rate
 from .train import resolve_device, single_thread, train_all
 
 # Shares of a retraining at which to look at its weights: densely at first, where most happens.
@@ -123,7 +123,7 @@ class Lab:
 
     def trained(self, starts: Sequence[Start], step: int, fine_tune: bool = False) -> list[State]:
         """What each start trains to, from `step` on; with `fine_tune`, at the schedule's last
-        learning rate."""
+        learning rate. What diverges errs as by chance."""
         e = self.experiment
         lr = learning_rate(e, e.steps - 1) if fine_tune else None
         ends = train_all(e, self.data.train, starts, step, lr=lr, store=self.store)
@@ -180,11 +180,16 @@ class Lab:
         began, e = time.perf_counter(), self.experiment
         trained = self._train_dense(seeds, [*e.rewind_steps, e.steps])
         seconds = (time.perf_counter() - began) / len(seeds)
+        diverged = []
         for seed, (states, _) in zip(seeds, trained):
+            if not is_finite(states[e.steps]):
+                diverged.append(chains.dense(seed))
+                continue
             for step in e.rewind_steps:
                 self.store.put_tensors(self._rewind_name(seed, step), states[step])
             self._put(chains.dense(seed), Ticket(states[e.steps], self.dense_mask), seconds)
         self.store.finish()
+        self._refuse(diverged, e.lr)
 
     def _store_sparse(self, places: Sequence[Place]) -> None:
         """Train the networks at `places`, side by side where steps and learning rates are alike."""
@@ -201,9 +206,22 @@ class Lab:
             split = self.data.train
             trained = train_all(e, split, starts, step, lr=lr, store=self.store, **options)
             seconds = (time.perf_counter() - began) / len(group)
+            diverged = []
             for place, start, (states, course) in zip(group, starts, trained):
-                self._put(place, Ticket(states[e.steps], start.mask, course), seconds)
+                # A control that diverges is a result, and errs as by chance; from a chain's
+                # network others would have to be made.
+                if place.kind in CHAINS and not is_finite(states[e.steps]):
+                    diverged.append(place)
+                else:
+                    self._put(place, Ticket(states[e.steps], start.mask, course), seconds)
             self.store.finish()
+            self._refuse(diverged, e.lr if lr is None else lr)
+
+    def _refuse(self, diverged: Sequence[Place], lr: float) -> None:
+        if diverged:
+            names = "; ".join(map(str, diverged))
+            said = f"weights are not finite after step {self.experiment.steps} with lr={lr}"
+            raise Degenerate(f"training diverged: {said} ({names})")
 
     def start(self, place: Place) -> Start:
         """Where the training of a sparse network (level 1 or more) starts from."""

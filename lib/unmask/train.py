@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import data, networks, processes, pruning
-from .errors import Degenerate, UnmaskError
+from .errors import UnmaskError
 from .experiments import NETWORKS, Experiment
 from .networks import State
 from .store import Store
@@ -73,10 +73,10 @@ def train(
         observe: a number of a replicate to record at the steps `observed_at`.
 
     Returns:
-        For each replicate, its states at the snapshots and what was observed.
-    Raises UnmaskError: a snapshot is before `start` or beyond the end, a replicate's weights are
-    no longer finite, or several processes cannot share the batch equally, or not at all as the
-    network is for signals."""
+        For each replicate, its states at the snapshots and what was observed. A training that
+        diverges ends in weights that are not finite; see `is_finite`.
+    Raises UnmaskError: a snapshot is before `start` or beyond the end, or several processes cannot
+    share the batch equally, or not at all as the network is for signals."""
     e, count, shared = experiment, len(replicates), processes.count()
     snapshots = sorted(set(snapshots)) or [e.steps]
     if not start <= snapshots[0] <= snapshots[-1] <= e.steps:
@@ -119,12 +119,12 @@ def train(
                 weights.mul_(alive)
             unfinished.record(step + 1)
             unfinished.keep(step + 1)
-    for order, state in zip(orders, unfinished.states[snapshots[-1]]):
-        if not all(tensor.isfinite().all() for tensor in state.values()):
-            rate, name = e.lr if lr is None else lr, "/".join(map(str, order))
-            said = f"weights are not finite after step {snapshots[-1]}"
-            raise Degenerate(f"training diverged: {said} with lr={rate} and data order {name}")
     return unfinished.by_replicate()
+
+
+def is_finite(state: State) -> bool:
+    """Has the training not diverged?"""
+    return all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
 def learning_rate(experiment: Experiment, step: int) -> float:

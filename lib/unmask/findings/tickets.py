@@ -189,6 +189,9 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     early = excess_where_late_matches(tables, e, e.earliest)
     found = {"dense_error": 100 * dense.mean(), "dense_spread": 100 * dense.std()}
     found["retraining_spread"] = 100 * retraining_spread(tables)
+    if "controls" in tables:
+        found["diverged"] = tables["controls"].train_loss.isna().sum()
+        found["controls"] = (tables["controls"].kind != "imp").sum()
     found |= in_numbers("ticket_density", density, lambda value: 100 * np.exp(value))
     found |= in_numbers("early_excess", early + 100 * e.epsilon)
     return settings_in_numbers(e) | {"ticket_limit": 100 * e.ticket_density} | found
