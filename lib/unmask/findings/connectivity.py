@@ -420,10 +420,9 @@ def barrier_against_excess(tables: Tables, e: Experiment) -> Figure:
     ax.scatter([], [], s=34, facecolor="none", edgecolor="0.3", label=label)
     for matching, words in _WORDS.items():
         for connected, end in ((True, "connected"), (False, "not connected")):
-            both = (pairs.matching == matching) & (pairs.connected == connected)
             at = (0.01 if matching else 0.99, 0.02 if connected else 1.01)
             side = dict(ha="left" if matching else "right", va="bottom", fontsize="small")
-            text = f"{words},\n{end}: {both.sum()}"
+            text = f"{words},\n{end}"
             ax.annotate(text, at, xycoords="axes fraction", **side)
     ax.set(xlim=(left, right), ylim=(bottom, top))
     ax.set_xlabel("test error above the dense network (percentage points)")
