@@ -39,6 +39,21 @@ def test_notebook_runs_on_smoke_and_shows_its_verdicts(notebook, tmp_path):
     assert not any("Warning" in text for text in stderr), stderr
 
 
+def test_a_page_of_published_tables_alone_computes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("unmask.tables.measure", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setenv("UNMASK_STORE", str(tmp_path / "store"))
+    notebook, output = "notebooks/05_role_of_retraining.ipynb", ["--output", str(tmp_path)]
+    assert main(["execute", notebook, "-p", "compute", "False", *output]) == 0
+    cells = nbformat.read(tmp_path / Path(notebook).name, 4).cells
+    assert "Nothing was computed to build this page." in str(cells)
+    assert not list((tmp_path / "store").rglob("*.json"))
+    # what is not published cannot be shown without computing
+    other = [notebook, "-p", "compute", "False", "-p", "preset", "smoke", *output]
+    assert main(["execute", *other]) == 2
+    said = "are not published"
+    assert said in capsys.readouterr().err
+
+
 def test_plain_papermill_works_too(tmp_path):
     out = tmp_path / "out.ipynb"
     notebook = "notebooks/02_linear_connectivity.ipynb"
