@@ -14,8 +14,8 @@ import unmask
 from unmask import plots, results, tables
 from unmask.chains import RETRAININGS
 from unmask.findings import FINDINGS
-from unmask.verdicts import SYMBOLS, Tables, Verdicts, at_latest, holm, html_table
-from unmask.verdicts import settings_in_numbers, with_matching
+from unmask.verdicts import SYMBOLS, Tables, Verdicts, at_latest, holm, html_table, link, mark
+from unmask.verdicts import settings_in_numbers, statistic, with_matching
 
 _PAGES = yaml.safe_load(Path(__file__).with_name("pages.yml").read_text())
 PAGES = {finding: about["page"] for finding, about in _PAGES["findings"].items()}
@@ -45,9 +45,7 @@ class Overview:
                 name = f"Finding {finding}. The paper reports: <em>{html.escape(words)}</em>"
                 rows.append(f'<th colspan="{len(self.verdicts) + 1}">{name}</th>')
             for one in here:
-                link = f"{self.folder}{PAGES[finding]}.html#{one.figure}"
-                claim = f'<a href="{link}">{html.escape(one.claim)}</a>'
-                claim = f"<strong>{claim}</strong>" if one.headline else claim
+                claim = link(one, f"{self.folder}{PAGES[finding]}.html")
                 cells = [self._cell(found.get(one.claim)) for found in self.found.values()]
                 rows.append(f"<td>{claim}<br><small>{one.unit}</small></td>{''.join(cells)}")
         # names of presets may be broken after each _, which leaves room for the claims
@@ -58,8 +56,7 @@ class Overview:
     def _cell(one) -> str:
         if one is None:
             return "<td>–</td>"
-        mark = f'<span class="verdict {one.verdict}">{SYMBOLS[one.verdict]} {one.verdict}</span>'
-        return f'<td>{mark}<br><span class="statistic">{html.escape(one.words())}</span></td>'
+        return f"<td>{mark(one)}<br>{statistic(one.words())}</td>"
 
     def __repr__(self) -> str:
         return "\n\n".join(f"{name}\n{shown}" for name, shown in self.verdicts.items())

@@ -26,8 +26,9 @@ def disagreements(here: Verdicts, there: Verdicts, same_bits: bool, spreads: Ver
     `spreads`, a run of at least as many, which retraining is a part of. One in a thousand
     (`ALARM`) differs by chance; and nothing that holds here may fail there."""
     found = []
+    others, wider = ({one.claim: one for one in run.evidence} for run in (there, spreads))
     for one in here.evidence:
-        other, known = there[one.claim], spreads[one.claim].values
+        other, known = others[one.claim], wider[one.claim].values
         shared = one.values.index.intersection(other.values.index)
         moved = one.values[shared] - other.values[shared]
         words = f"{one.claim}: {one.words()} here, {other.words()} there"

@@ -147,21 +147,21 @@ def exact_hessian(
     Memory: 8 D^2 bytes.
     Raises UnmaskError: as `hessian_operator`."""
     hessian, layers = _MATRICES[matrix](network, mask, split), list(mask)
-    matrix, start = np.empty((sum(hessian.sizes),) * 2), 0
+    whole, start = np.empty((sum(hessian.sizes),) * 2), 0
     for index, (layer, size) in enumerate(zip(layers, hessian.sizes)):
         # Rows along unit vectors of this layer. Those of the layers before are known by symmetry,
         # so what lies below this layer is not differentiated again.
         for first in range(0, size, _VECTORS):
             units = np.eye(size, min(_VECTORS, size - first), -first)
             here = slice(start + first, start + first + units.shape[1])
-            matrix[here, start:] = hessian.product({layer: units}, layers[index:]).T
+            whole[here, start:] = hessian.product({layer: units}, layers[index:]).T
         end = start + size
         # Rounding leaves the layer's own block not quite symmetric; the rest is copied.
-        block = matrix[start:end, start:end]
+        block = whole[start:end, start:end]
         block[:] = (block + block.T) / 2
-        matrix[end:, start:end] = matrix[start:end, end:].T
+        whole[end:, start:end] = whole[start:end, end:].T
         start = end
-    return matrix
+    return whole
 
 
 def loss_gradient(network: nn.Module, mask: Mask, split: Split) -> np.ndarray:

@@ -48,6 +48,14 @@ def is_connected(barriers: pd.Series, e: Experiment) -> pd.Series:
     return barriers < e.lmc_threshold - _ROUNDING
 
 
+def in_sublevel_set(networks: pd.DataFrame, e: Experiment) -> pd.Series:
+    """Is each network (a row with `test_error`, `solution_error` and the `barrier` between it and
+    that solution) in the solution's linearly connected sublevel set: no more than epsilon worse,
+    and no barrier between the two?"""
+    as_good = is_at_most(networks.test_error, networks.solution_error + e.epsilon)
+    return as_good & is_connected(networks.barrier, e)
+
+
 def log_barrier(barriers: pd.Series, e: Experiment) -> pd.Series:
     """`log10(B / theta)`: below 0 where connected. A barrier of 0 counts as half a test sample."""
     return np.log10(barriers.clip(lower=0.5 / e.evaluated[0]) / e.lmc_threshold)
@@ -179,7 +187,7 @@ class Evidence:
         """Of the mean being 0 or less: one-sided t-test."""
         if len(self.values) < 2:
             return 1.0
-        error = max(self.values.std(), self.spread) / len(self.values) ** 0.5
+        error = _standard_error(self.values, self.spread)
         if error == 0:
             return float(self.mean <= 0)
         return float(stats.t.sf(self.mean / error, len(self.values) - 1))
@@ -207,9 +215,12 @@ def interval(values: pd.Series, spread: float = 0.0) -> tuple[float, float, floa
     count, mean = len(values), float(values.mean())
     if count < 2:
         return mean, np.nan, np.nan
-    error = max(float(values.std()), spread) / count**0.5
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * _standard_error(values, spread)
     return mean, mean - half, mean + half
+
+
+def _standard_error(values: pd.Series, spread: float) -> float:
+    return max(float(values.std()), spread) / len(values) ** 0.5
 
 
 def in_numbers(name: str, values: pd.Series, scale: Callable = lambda value: value) -> dict:
@@ -248,29 +259,17 @@ class Claims:
         # of a test error, in points
         self.spread = 100 * retraining_spread(tables) if known else 0.0
 
-    def add(
-        self,
-        figure: str,
-        claim: str,
-        unit: str,
-        values: pd.Series,
-        *,
-        headline: bool = False,
-        bounds=(),
-        spread: float = 0.0,
-    ) -> None:
-        """A claim, shown by `figure`; see `Evidence`."""
-        self._put(figure, claim, unit, values, True, headline, bounds, spread)
+    def add(self, figure: str, claim: str, unit: str, values: pd.Series, **options) -> None:
+        """A claim, shown by `figure`. `options`: `headline` (does it stand for the finding?), and
+        `bounds` and `spread` of `Evidence`."""
+        defaults = dict(judged=True, bounds=(), spread=0.0)
+        headline = self.finding if options.pop("headline", False) else ""
+        about = self.finding, figure, claim, unit, values[values.index.isin(self.seeds)]
+        self.evidence.append(Evidence(*about, headline=headline, **defaults | options))
 
-    def measure(self, figure: str, words: str, unit: str, values: pd.Series, bounds=()) -> None:
+    def measure(self, figure: str, words: str, unit: str, values: pd.Series, **options) -> None:
         """A quantity that is shown with its interval, and of which nothing is claimed."""
-        self._put(figure, words, unit, values, False, False, bounds, 0.0)
-
-    def _put(self, figure, claim, unit, values, judged, headline, bounds, spread):
-        values = values[values.index.isin(self.seeds)]
-        options = dict(judged=judged, bounds=bounds, spread=spread)
-        options["headline"] = self.finding if headline else ""
-        self.evidence.append(Evidence(self.finding, figure, claim, unit, values, **options))
+        self.add(figure, words, unit, values, judged=False, **options)
 
 
 class Verdicts:
@@ -278,9 +277,6 @@ class Verdicts:
 
     def __init__(self, evidence: list[Evidence]):
         self.evidence = evidence
-
-    def __getitem__(self, claim: str) -> Evidence:
-        return next(one for one in self.evidence if one.claim == claim)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -292,8 +288,10 @@ class Verdicts:
     def _repr_html_(self) -> str:
         rows = []
         for one in self.evidence:
-            name = f"<strong>{_link(one)}</strong>" if one.headline else _link(one)
-            rows.append(f"<td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells(one))}")
+            above = f"{(one.values > 0).sum()} of {len(one.values)}"
+            numbers = one.words(), one.unit, above, f"{one.sign_p:.2g}"
+            cells = [link(one), *map(statistic, numbers), mark(one)]
+            rows.append("".join(f"<td>{cell}</td>" for cell in cells))
         heads = "claim", "mean [90 % interval]", "unit", "seeds above 0", "sign test", "verdict"
         return html_table(heads, rows)
 
@@ -301,14 +299,20 @@ class Verdicts:
         return "\n".join(f"{one.verdict:>9}: {one.claim}: {one.words()}" for one in self.evidence)
 
 
-def cells(one: Evidence) -> list[str]:
-    """What a table shows of a claim beside its name, as HTML."""
-    # what may differ from machine to machine has a class of its own
-    above = f"{(one.values > 0).sum()} of {len(one.values)}"
-    numbers = one.words(), one.unit, above, f"{one.sign_p:.2g}"
-    shown = [f'<span class="statistic">{html.escape(words)}</span>' for words in numbers]
-    mark = f"{SYMBOLS[one.verdict]} {one.verdict}"
-    return [*shown, f'<span class="verdict {one.verdict}">{mark}</span>']
+def statistic(words: str) -> str:
+    """What may differ from machine to machine, as HTML: it has a class of its own."""
+    return f'<span class="statistic">{html.escape(words)}</span>'
+
+
+def mark(one: Evidence) -> str:
+    """The verdict as HTML, told by a symbol and by a class."""
+    return f'<span class="verdict {one.verdict}">{SYMBOLS[one.verdict]} {one.verdict}</span>'
+
+
+def link(one: Evidence, page: str = "") -> str:
+    """The claim, which leads to the figure that shows it; bold if it is a headline."""
+    found = f'<a href="{page}#{one.figure}">{html.escape(one.claim)}</a>'
+    return f"<strong>{found}</strong>" if one.headline else found
 
 
 def html_table(names, rows: list[str], kind: str = "verdicts") -> str:
@@ -318,10 +322,6 @@ def html_table(names, rows: list[str], kind: str = "verdicts") -> str:
         f'<table class="table {kind}">\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody>\n</table>"
     )
-
-
-def _link(one: Evidence, page: str = "") -> str:
-    return f'<a href="{page}#{one.figure}">{html.escape(one.claim)}</a>'
 
 
 _JUDGES: list[tuple[tuple[str, ...], Callable]] = []

@@ -19,7 +19,15 @@ from ..plots import LABELS, PERCENT, by_step, matching_line, mean_and_range, pla
 from ..plots import threshold_line
 from ..tables import labelled, levels_below_the_last, table
 from ..verdicts import METRICS, Claims, Tables, at_earliest, at_latest, barrier, by_seed
-from ..verdicts import in_numbers, interval, is_at_most, is_connected, judge, log_barrier
+from ..verdicts import (
+    in_numbers,
+    in_sublevel_set,
+    interval,
+    is_at_most,
+    is_connected,
+    judge,
+    log_barrier,
+)
 from ..verdicts import settings_in_numbers
 from ..verdicts import where_imp_matches, with_matching, with_next_level
 
@@ -163,8 +171,7 @@ def in_set(tables: Tables, e: Experiment) -> pd.DataFrame:
     """The networks of the next axial subspace with a column `inside`: in the linearly connected
     sublevel set of `w^(L)`, that is, no more than epsilon worse and no barrier between the two?"""
     table = tables["subspaces"]
-    as_good = is_at_most(table.test_error, table.solution_error + e.epsilon)
-    return table.assign(inside=as_good & is_connected(table.barrier, e))
+    return table.assign(inside=in_sublevel_set(table, e))
 
 
 def there_and_found(tables: Tables, e: Experiment) -> pd.DataFrame:
@@ -179,6 +186,16 @@ def there_and_found(tables: Tables, e: Experiment) -> pd.DataFrame:
     table = table.assign(there=there, found=table[RETRAINED])
     reached = with_matching(tables, e)[[*keys, "matching", "lost"]]
     return table.merge(reached.assign(level=reached.level - 1), on=keys)
+
+
+def where_pruning_works(probed: pd.DataFrame, e: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of `there_and_found`, the rows of the first rewind step and of the last, both at the levels
+    whose next one matches from the last; none of networks at chance."""
+    probed = probed[~probed.lost]
+    late = at_latest(probed, e)
+    late = late[late.matching]
+    first = at_earliest(probed, e).merge(late[["seed", "level"]], on=["seed", "level"])
+    return first, late
 
 
 def lost_from(pairs: pd.DataFrame, good: pd.Series) -> pd.Series:
@@ -250,11 +267,7 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
 
 def _judge_the_mask(claims: Claims, probed: pd.DataFrame, e: Experiment) -> None:
     """M is the share of a seed's probed levels, less one half."""
-    probed, unit = probed[~probed.lost], "points above half of the levels"
-    late = at_latest(probed, e)
-    late = late[late.matching]
-    # where pruning can work at all: the levels at which it does from the last rewind step
-    first = at_earliest(probed, e).merge(late[["seed", "level"]], on=["seed", "level"])
+    (first, late), unit = where_pruning_works(probed, e), "points above half of the levels"
     meets = "the next axial subspace meets the connected sublevel set of the level before"
 
     def share(rows, column):
@@ -303,12 +316,8 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     lag = lost_from(whole, whole.connected) - lost_from(whole, whole.matching)
     found |= in_numbers("lag", lag)
     if "subspaces" in tables:
-        probed = there_and_found(tables, e)
-        probed = probed[~probed.lost]
-        late = at_latest(probed, e)
-        late = late[late.matching]
-        first = at_earliest(probed, e).merge(late[["seed", "level"]], on=["seed", "level"])
-        for name, rows in (("first", first), ("late", late)):
+        probed = where_pruning_works(there_and_found(tables, e), e)
+        for name, rows in zip(("first", "late"), probed):
             for column in ("there", "found"):
                 found |= in_numbers(f"{column}_{name}", by_seed(rows, 100 * rows[column]))
     return settings_in_numbers(e) | found

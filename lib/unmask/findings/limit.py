@@ -25,8 +25,8 @@ from ..errors import Degenerate, UnmaskError
 from ..experiments import NETWORKS, Experiment
 from ..plots import DASHES, PERCENT, styles
 from ..tables import Part, levels_below_the_last, table
-from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, is_at_most, is_connected
-from ..verdicts import in_numbers, interval, judge, settings_in_numbers, with_matching
+from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, in_numbers
+from ..verdicts import in_sublevel_set, interval, judge, settings_in_numbers, with_matching
 
 MASKS = ("random", "magnitude")
 DRAWS = 8  # random masks whose displacements are compared with that of the magnitude mask
@@ -553,17 +553,11 @@ class _Search:
         distance = np.linalg.norm(self.solution.weights - left)
         self.rows.append((*case, weights, error, before, barrier(path), distance))
         row = pd.DataFrame([self.rows[-1]], columns=_COLUMNS)
-        return bool(_inside(row, self.lab.experiment).iloc[0])
+        return bool(in_sublevel_set(row, self.lab.experiment).iloc[0])
 
 
 _COLUMNS = ["mask", "draw", "ratio", "weights", "test_error", "solution_error", "barrier"]
 _COLUMNS.append("distance")
-
-
-def _inside(networks: pd.DataFrame, e: Experiment) -> pd.Series:
-    """Is each network in the connected sublevel set of its solution?"""
-    as_good = is_at_most(networks.test_error, networks.solution_error + e.epsilon)
-    return as_good & is_connected(networks.barrier, e)
 
 
 # Judging
@@ -577,7 +571,7 @@ def tried(tables: Tables, e: Experiment) -> pd.DataFrame:
         late = at_latest(tables["levels"], e)[["seed", "level", "test_error"]]
         late = late.rename(columns={"test_error": "solution_error"})
         table = table.assign(draw=0).merge(late, on=["seed", "level"])
-    return table.assign(passed=_inside(table, e))
+    return table.assign(passed=in_sublevel_set(table, e))
 
 
 def measured_limits(tables: Tables, e: Experiment) -> pd.DataFrame:
@@ -714,13 +708,11 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     table = predicted_and_measured(tables, e)
     left = 100 * (e.limit_tolerance - table.miss).where(~table.unresolved)
     within = f"within {100 * e.limit_tolerance:.0f} points"
+    theory, quadratic = "random subspace", "exact quadratic"
     words = {
-        ("random subspace", False): "the theory predicts the maximum",
-        (
-            "random subspace",
-            True,
-        ): "beyond the paper: counting the gradient, the theory predicts it",
-        ("exact quadratic", False): "beyond the paper: the exact quadratic predicts it",
+        (theory, False): "the theory predicts the maximum",
+        (theory, True): "beyond the paper: counting the gradient, the theory predicts it",
+        (quadratic, False): "beyond the paper: the exact quadratic predicts it",
     }
     for ((criterion, gradient), claim), mask in product(words.items(), MASKS):
         rows = (table.criterion == criterion) & (table["mask"] == mask)
