@@ -113,10 +113,10 @@ def numbers(shown: Tables, e: unmask.Experiment, provenance: dict) -> dict[str, 
         "sparsest": 100 * late[late.matching].groupby("seed").density.min().mean(),
         "last_error": 100 * late[late.level == e.levels].test_error.mean(),
         "last_density": 100 * levels.density.min(),
-        "core_hours": provenance["core_seconds"] / 3600,
-        "commit": provenance["published from commit"],
+        "core_hours": sum(one["core_seconds"] for one in provenance["instalments"]) / 3600,
+        "commit": results.told(provenance, "published from commit"),
     }
-    found |= {name: provenance[name] for name in ("computed", "processor")}
+    found |= {name: results.told(provenance, name) for name in ("computed", "processor")}
     for finding, about in _PAGES["findings"].items():
         if set(about["tables"]) <= set(shown):
             module = FINDINGS[finding]
@@ -213,15 +213,16 @@ def training_steps(e: unmask.Experiment) -> dict[str, float]:
 
 
 def provenances(folder: Path = results.FOLDER) -> pd.io.formats.style.Styler:
-    """Where each published result comes from; nothing is cut off."""
-    columns = "tables", "computed", "core-hours", "processor", "device", "published from commit"
-    rows = {}
+    """Where each published result comes from, a row for each instalment; nothing is cut off."""
+    told = "computed", "processor", "device", "published from commit"
+    rows = []
     for name in results.published_names(folder):
-        told = results.provenance(name, folder)
-        told["tables"] = len(list((folder / name).glob("*.csv")))
-        told["core-hours"] = f"{told['core_seconds'] / 3600:.1f}"
-        rows[name] = {column: told[column] for column in columns}
-    return _whole(pd.DataFrame(rows).T.rename_axis("published"), "published")
+        for one in results.provenance(name, folder)["instalments"]:
+            seeds = f"{one['first_seed']} to {one['first_seed'] + one['seeds'] - 1}"
+            hours = f"{one['core_seconds'] / 3600:.1f}"
+            rows.append((name, len(one["tables"]), seeds, hours, *(one[what] for what in told)))
+    columns = ["published", "tables", "seeds", "core-hours", *told]
+    return _whole(pd.DataFrame(rows, columns=columns).set_index("published"), "published")
 
 
 def growth(measured: dict) -> Figure:

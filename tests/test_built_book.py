@@ -13,8 +13,6 @@ from bs4 import BeautifulSoup
 from two_runs import disagreements, restricted
 
 import unmask
-from unmask.results import versions
-from unmask.store import processor
 from unmask.verdicts import all_verdicts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,8 +140,7 @@ def test_what_was_computed_agrees_with_what_is_published():
     e = unmask.experiment("miniature_short")
     here = unmask.measure(e, [name for name in unmask.tables.known_tables() if name in there])
     part = restricted(there, here)
-    same = provenance["processor"] == processor()
-    same &= all(provenance["versions"][name] == value for name, value in versions().items())
+    same = unmask.results.made_alike(provenance)
     ours, theirs = all_verdicts(here, e), all_verdicts(part, e)
     assert len(ours.evidence) == len(theirs.evidence) > 0
     assert disagreements(ours, theirs, same, all_verdicts(there, known)) == []

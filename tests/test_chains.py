@@ -470,6 +470,30 @@ def test_a_seed_that_diverges_takes_no_other_along(store):
     assert not [name for name in store.names() if "unfinished" in name]
 
 
+def test_a_chain_that_diverges_takes_no_other_along(smoke, monkeypatch, tmp_path):
+    """Seed 1 at level 2: seed 0 goes on to the end, in the same task, and so do its controls."""
+    e = smoke.experiment.but(levels=3, control_every=3)
+    train_all = training.train_all
+
+    def planted(*arguments, **options):
+        found = train_all(*arguments, **options)
+        for start, (states, _) in zip(arguments[2], found):
+            if start.order == (1, "order", 2):
+                states[e.steps] = {name: t * float("nan") for name, t in states[e.steps].items()}
+        return found
+
+    monkeypatch.setattr("unmask.lab.train_all", planted)
+    store = Store(tmp_path)
+    said = r"^training diverged: .*\(imp, seed 1, rewind step 5, level 2\).* not tried; what is"
+    with pytest.raises(UnmaskError, match=said):
+        unmask.measure(e, ["levels", "controls"], store, jobs=1)
+    stored = [name for name in store.names() if name.endswith(".csv")]
+    assert {name.split("/")[1] for name in stored} == {"seed0"}
+    assert {name.rpartition("/")[2].partition("-")[0] for name in stored} == {"levels", "controls"}
+    theirs = {name.partition(".")[0][-12:] for name in store.names() if "seed1/" in name}
+    assert "/imp/level01" in theirs and not theirs & {"/imp/level02", "/imp/level03"}
+
+
 def test_a_control_that_diverges_is_a_result(smoke, monkeypatch, store):
     """It is stored, errs as by chance, and leaves the network that it is compared with alone."""
     lab, at = Lab(smoke.experiment, store), Place("random", 0, 5, 2)

@@ -65,7 +65,9 @@ def test_every_finding_has_a_page_and_what_the_paper_reports():
 def test_numbers_of_a_finding_come_with_its_tables_and_under_its_name(preset):
     e, tables, provenance = unmask.published(preset)
     found = pages.numbers(tables, e, provenance)
-    assert found["seeds"] == e.seeds and found["processor"] == provenance["processor"]
+    assert found["seeds"] == e.seeds and found["processor"] == unmask.results.told(
+        provenance, "processor"
+    )
     assert found["connectivity_pairs"] == e.seeds * len(e.rewind_steps) * e.levels
     assert ("robustness_longest" in found) == ("perturbations" in tables)
     fewer = {name: table for name, table in tables.items() if name != "segments"}

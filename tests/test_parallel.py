@@ -17,7 +17,7 @@ from unmask.store import Store
 def task(name, *works):
     """A task that puts as many outputs into the store as there are `works`."""
     outputs = [Output(f"{name}{i}.csv", f"{name}, part {i}", work) for i, work in enumerate(works)]
-    return Task(print, (), tuple(outputs))
+    return Task(print, tuple(outputs), tuple(outputs), (frozenset(),) * len(outputs))
 
 
 def put(store, *names):
@@ -125,7 +125,8 @@ def test_errors_come_back_from_workers(store):
     assert not any("imp" in name for name in store.names())
 
 
-def fail_or_put(lab, name, how):
+def fail_or_put(lab, what):
+    name, how = what
     if how == "degenerate":
         raise Degenerate("came to nothing")
     if how == "bad":
@@ -136,8 +137,8 @@ def fail_or_put(lab, name, how):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_what_comes_to_nothing_stops_only_what_needs_it(store, jobs, capsys):
     def of(name, how, *needs):
-        outputs, needs = (Output(f"{name}.csv", name, 1),), [f"{need}.csv" for need in needs]
-        return Task(fail_or_put, (name, how), outputs, frozenset(needs))
+        outputs, needed = (Output(f"{name}.csv", name, 1),), {f"{need}.csv" for need in needs}
+        return Task(fail_or_put, ((name, how),), outputs, (frozenset(needed),))
 
     waves = [
         [of("dead", "degenerate"), of("alive", "")],
@@ -145,8 +146,8 @@ def test_what_comes_to_nothing_stops_only_what_needs_it(store, jobs, capsys):
         [of("grandchild", "", "heir", "next"), of("last", "", "next")],
     ]
     said = (
-        r"^came to nothing \(in: dead\); 2 tasks need them and were not tried; what is independent "
-        "of them is in the store$"
+        r"^came to nothing \(in: dead\); 2 networks or parts of tables need them, not tried; "
+        "what is independent of them is in the store$"
     )
     with pytest.raises(UnmaskError, match=said):
         parallel.run(waves, Lab(experiment("smoke"), store), jobs)

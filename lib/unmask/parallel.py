@@ -45,17 +45,23 @@ class Output(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A call `function(lab, *args)` that puts `outputs` into the store, in this order, and finds
-    there what it `needs`, by name."""
+    """A call `function(lab, *args)` that puts into the store an output for each argument, in this
+    order. What is `needed` for each is found there, by name."""
 
     function: Callable
     args: tuple
     outputs: tuple[Output, ...]
-    needs: frozenset[str] = frozenset()
+    needed: tuple[frozenset[str], ...]
 
     @property
     def work(self) -> float:
         return sum(output.work for output in self.outputs)
+
+    def possible(self, store: Store) -> Task:
+        """What of it can be done with what is in the store."""
+        each = zip(self.args, self.outputs, self.needed)
+        there = [one for one in each if all(name in store for name in one[-1])]
+        return Task(self.function, *(zip(*there) if there else [()] * 3))
 
 
 def check_jobs(jobs: int | None, device: str = "cpu") -> int:
@@ -74,8 +80,8 @@ def check_jobs(jobs: int | None, device: str = "cpu") -> int:
 def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
     """Do all tasks, wave after wave, `jobs` at a time, one thread each.
 
-    What fails because a network has come to nothing is said at the end; what neither needs it nor
-    shares its task goes on. Processes that torchrun started do the tasks one by one, together.
+    What fails because a network has come to nothing is said at the end; what does not need it goes
+    on. Processes that torchrun started do the tasks one by one, together.
     Raises UnmaskError: what tasks raised; or a worker was killed."""
     jobs = 1 if processes.count() > 1 else jobs  # those of torchrun do each task together
     os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
@@ -84,12 +90,13 @@ def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
     failed, left = [], 0
     with Progress(waves, lab.store, jobs) as shown:
         for wave in waves:
-            ready = [task for task in wave if all(name in lab.store for name in task.needs)]
-            left += len(wave) - len(ready)
-            failed += filter(None, _do_all(ready, lab, jobs))
+            ready = [task.possible(lab.store) for task in wave]
+            left += sum(len(task.outputs) for task in wave)
+            left -= sum(len(task.outputs) for task in ready)
+            failed += filter(None, _do_all([task for task in ready if task.outputs], lab, jobs))
             shown.end_wave()
     if failed:
-        need = f"; {left} tasks need them and were not tried" if left else ""
+        need = f"; {left} networks or parts of tables need them, not tried" if left else ""
         said = f"{'; '.join(failed)}{need}; what is independent of them is in the store"
         raise UnmaskError(said)
 

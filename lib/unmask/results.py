@@ -7,7 +7,7 @@ import dataclasses
 import json
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,7 @@ import pandas as pd
 from . import tables
 from .errors import UnmaskError
 from .experiments import PRESETS, Experiment, experiment
-from .store import commit, csv_of, reading_csv, write_atomically
+from .store import commit, csv_of, processor, reading_csv, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,49 +28,97 @@ FOLDER = Path(__file__).resolve().parents[2] / "results"
 
 def check_name(chosen: Experiment, name: str | None) -> str:
     """The name to publish under, by default the preset's.
-    Raises UnmaskError: it is a preset's and the experiment is not that preset as it stands, or it
-    is no plain name."""
+    Raises UnmaskError: it is a preset's and the experiment is not that preset as it stands, or
+    some of its seeds; or it is no plain name."""
     name = chosen.preset if name is None else name
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise UnmaskError(f"publish={name!r}: must be a name of small letters, digits and _")
-    if name in PRESETS and chosen != PRESETS[name]:
+    if (preset := PRESETS.get(name)) is None:
+        return name
+    if not (_same_but_seeds(preset, chosen) and set(chosen.all_seeds) <= set(preset.all_seeds)):
         said = "the experiment is not that preset as it stands; give it a name of its own"
         raise UnmaskError(f"publish={name!r}: {said}")
     return name
+
+
+def _same_but_seeds(one: Experiment, other: Experiment) -> bool:
+    return one.but(seeds=1, first_seed=0) == other.but(seeds=1, first_seed=0)
 
 
 def publish(
     lab: Lab, name: str | None = None, folder: Path = FOLDER, wanted: Sequence[str] | None = None
 ) -> Path:
     """Write those of the `wanted` tables that are whole in the store to `folder/name`, with where
-    they came from. Time and hardware are those of what the store still has.
-    Raises UnmaskError: as `check_name`; nothing to publish, a folder that cannot be written, that
-    has tables which would be lost, or another experiment's."""
+    they came from. What is there stays: other tables of the same seeds, and other seeds of the same
+    tables. So results are published in instalments, as they are computed, where they are computed.
+    Time and hardware are those of what the store still has.
+    Raises UnmaskError: as `check_name`; nothing to publish, a folder that cannot be written or has
+    another experiment's tables, or an instalment after which not every table has every seed."""
     chosen, store = lab.experiment, lab.store
     name = check_name(chosen, name)
-    target = folder / name
-    names = tables.complete(lab, tables.known_tables() if wanted is None else wanted)
+    target, known, there, instalments = folder / name, chosen, {}, []
+    if name in published_names(folder):
+        known, there, about = published(name, folder)
+        instalments = about["instalments"]
+    if not _same_but_seeds(known, chosen):
+        said = f"{target} has the tables of another experiment; delete it, or take another name"
+        raise UnmaskError(f"publish={name!r}: {said}")
+    # What is there and in this store as well is written anew, by one program from one store.
+    wanted = tables.known_tables() if wanted is None else wanted
+    names = tables.complete(lab, sorted({*wanted, *there} & {*tables.known_tables()}))
     if not names:
         said = f"no table of the experiment is whole in {store.root}"
         raise UnmaskError(f"publish={name!r}: {said}")
-    if lost := sorted({path.stem for path in target.glob("*.csv")} - set(names)):
-        said = f"{target} has {', '.join(lost)}, which would be lost; delete the folder first"
+
+    # Every table has every seed: new seeds come with all tables, new tables with all seeds.
+    mine, theirs = set(chosen.all_seeds), set(known.all_seeds)
+    if mine - theirs and (lacking := sorted(set(there) - set(names))):
+        said = f"seeds {_listed(mine - theirs)} need {', '.join(lacking)} too, which {target} has"
         raise UnmaskError(f"publish={name!r}: {said}")
-    there = name in published_names(folder) and name not in PRESETS
-    if there and published(name, folder)[0] != chosen:
-        said = f"{target} has the tables of another experiment; take another name"
+    if set(names) - set(there) and (lacking := theirs - mine):
+        said = f"new tables need seeds {_listed(lacking)} too, which {target} has"
         raise UnmaskError(f"publish={name!r}: {said}")
-    written = {table: tables.read(lab, table) for table in names}
+    seeds = sorted(mine | theirs)
+    if len(seeds) != 1 + seeds[-1] - seeds[0]:
+        said = f"with those of {target}, seeds {_listed(seeds)} are not consecutive"
+        raise UnmaskError(f"publish={name!r}: {said}")
+
+    written = {}
+    for table in names:
+        parts = [tables.read(lab, table)]
+        if table in there:
+            parts.append(there[table][~there[table].seed.isin(mine)])
+        written[table] = pd.concat(parts).sort_values("seed", kind="stable")
+    fresh = {"tables": names, "first_seed": chosen.first_seed, "seeds": chosen.seeds}
+    whole = known.but(first_seed=seeds[0], seeds=len(seeds))
+    about = {"experiment": dataclasses.asdict(whole), "identity": whole.id}
+    about["instalments"] = [*_remaining(instalments, fresh), fresh | _about(lab, names)]
     try:
         target.mkdir(parents=True, exist_ok=True)
         for table, values in written.items():
             write_atomically(target / f"{table}.csv", csv_of(values))
-        text = json.dumps(_about(lab, names), indent=1) + "\n"
+        text = json.dumps(about, indent=1) + "\n"
         write_atomically(target / "provenance.json", text.encode())
     except OSError as error:
         said = f"publish={str(target)!r}: cannot be written: {error.strerror}"
         raise UnmaskError(said) from error
     return target
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(seeds)))
+
+
+def _remaining(instalments: list[dict], fresh: dict) -> list[dict]:
+    """The instalments with what a fresh one has not replaced."""
+    remaining = []
+    for one in instalments:
+        ends = one["first_seed"] + one["seeds"], fresh["first_seed"] + fresh["seeds"]
+        replaced = one["first_seed"] >= fresh["first_seed"] and ends[0] <= ends[1]
+        names = set(one["tables"]) - set(fresh["tables"] if replaced else ())
+        if names:
+            remaining.append(one | {"tables": sorted(names)})
+    return remaining
 
 
 def _about(lab: Lab, names: Sequence[str]) -> dict:
@@ -83,8 +131,6 @@ def _about(lab: Lab, names: Sequence[str]) -> dict:
         return ", ".join(sorted({entry.get(what, otherwise) for entry in entries}))
 
     return {
-        "experiment": dataclasses.asdict(lab.experiment),
-        "identity": lab.experiment.id,
         "published from commit": commit(),
         "computed from commits": told("commit"),
         "computed": " to ".join(sorted({days[0], days[-1]})),
@@ -112,7 +158,21 @@ def published(name: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str, p
 
 
 def provenance(name: str, folder: Path = FOLDER) -> dict:
+    """What is published under a name, and where it comes from: "experiment", "identity", and the
+    "instalments", each with its tables, seeds, commit, dates, hardware and versions."""
     return json.loads((folder / name / "provenance.json").read_text())
+
+
+def told(about: dict, what: str) -> str:
+    """What all instalments of a provenance say of something."""
+    return ", ".join(dict.fromkeys(one[what] for one in about["instalments"]))
+
+
+def made_alike(about: dict) -> bool:
+    """Was all of it computed on a processor like this one, by the same versions? Then what this
+    machine computes is the same to the last bit."""
+    here = {"processor": processor(), "versions": versions()}
+    return all(one[what] == here[what] for one in about["instalments"] for what in here)
 
 
 def published_names(folder: Path = FOLDER) -> list[str]:
@@ -153,7 +213,7 @@ class Shown(NamedTuple):
         if not self.name:
             return f"All numbers of this page were computed by whoever built it: {seeds}."
         about = provenance(self.name)
-        where = f"on {about['processor']}, from commit {about['published from commit'][:7]}"
+        where = f"on {told(about, 'processor')}, from commit {told(about, 'published from commit')}"
         words = f"Figures and intervals: published tables of {seeds}, computed {where}."
         if not self.here:
             return f"{words} Nothing was computed to build this page."

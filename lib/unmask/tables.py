@@ -23,7 +23,7 @@ import pandas as pd
 
 from . import chains, parallel
 from .chains import Place
-from .errors import UnmaskError
+from .errors import Degenerate, UnmaskError
 from .experiments import NETWORKS, Experiment, experiment
 from .store import TABLE, TENSORS, Store
 
@@ -322,9 +322,9 @@ def _task(lab: Lab, parents: dict, function: Callable, arguments, nodes: list) -
     # how many are trained side by side
     alike = len({node.seed for node in nodes}) if isinstance(nodes[0], Place) else 6
     outputs = tuple(_output(lab, node, alike) for node in nodes)
-    needs = {entry(lab, parent) for node in nodes for parent in parents[node]}
-    needs -= {output.name for output in outputs}
-    return parallel.Task(function, tuple(arguments), outputs, frozenset(needs))
+    own = {output.name for output in outputs}
+    needed = tuple(frozenset(entry(lab, p) for p in parents[node]) - own for node in nodes)
+    return parallel.Task(function, tuple(arguments), outputs, needed)
 
 
 def shared_out(lab: Lab, items: Sequence, parts: float) -> list[Sequence]:
@@ -357,9 +357,20 @@ def work(e: Experiment, node: Node) -> tuple[float, float]:
 
 
 def train_places(lab: Lab, *places: Place) -> None:
-    """Train what is at these places, level after level, those of a level side by side."""
+    """Train what is at these places, level after level, those of a level side by side.
+
+    A chain ends where its training diverges; those of other seeds go on.
+    Raises Degenerate: at the end, for what diverged."""
     if places[0].kind not in chains.CHAINS:
         lab.tickets(places)
         return
-    for _, group in groupby(places, key=lambda place: place.level):
-        lab.tickets(list(group))
+    lost, said = set(), []
+    for _, level in groupby(places, key=lambda place: place.level):
+        group = [place for place in level if place.seed not in lost]
+        try:
+            lab.tickets(group)
+        except Degenerate as error:
+            lost |= {place.seed for place in group if entry(lab, place) not in lab.store}
+            said.append(str(error))
+    if said:
+        raise Degenerate("; ".join(said))
