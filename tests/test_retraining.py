@@ -12,7 +12,6 @@ from hand_made import DENSITY, SEEDS, E, levels
 import unmask
 from unmask import chains, networks, pruning
 from unmask.chains import RETRAININGS
-from unmask.errors import UnmaskError
 from unmask.experiments import experiment
 from unmask.findings import retraining
 from unmask.lab import Lab
@@ -278,24 +277,3 @@ def test_methods_are_judged_where_weight_rewinding_matches_and_is_sparse():
 def test_a_gap_is_as_full_as_the_share_that_was_there_before():
     found = retraining.refilled(pd.Series([0.0, 0.1, 0.2]), E)
     assert found.tolist() == [0, 0.5, 1]
-
-
-def test_a_store_from_before_there_were_courses_gets_them(tiny, store):
-    lab = Lab(tiny.but(seeds=1, levels=2), store)
-    before = unmask.measure(lab.experiment, ["refill"], store, jobs=1)["refill"]
-    for name in list(store.names()):
-        if "/level" in name:
-            tensors = store.tensors(name.removesuffix(TENSORS))
-            old = {key: tensor for key, tensor in tensors.items() if "course" not in key}
-            store.put_tensors(name.removesuffix(TENSORS), old)
-        if "refill" in name:
-            (store.root / f"{name}.json").unlink()
-    again = unmask.measure(lab.experiment, ["refill"], store, jobs=1)["refill"]
-    assert len(before) > 0 and again.equals(before)
-
-
-def test_only_what_is_retrained_after_a_cut_has_a_course(tiny, store):
-    lab = Lab(tiny, store)
-    for place in (("random", 0, 5, 2), ("imp", 0, 5, 0)):
-        with pytest.raises(UnmaskError, match=": is not retrained after a cut$"):
-            lab.course(*place)

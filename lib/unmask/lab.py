@@ -19,7 +19,7 @@ import torch
 from . import chains, data, networks, pruning
 from .barriers import grid, segment
 from .chains import CHAINS, RETRAININGS, Place
-from .errors import Degenerate, UnmaskError
+from .errors import Degenerate
 from .experiments import Experiment
 from .networks import State
 from .pruning import Mask
@@ -128,16 +128,6 @@ class Lab:
         lr = learning_rate(e, e.steps - 1) if fine_tune else None
         ends = train_all(e, self.data.train, starts, step, lr=lr, store=self.store)
         return [states[e.steps] for states, _ in ends]
-
-    def course(self, kind: str, seed: int, rewind_step: int, level: int) -> dict[int, float]:
-        """The course of a chain's retraining; see `Ticket`. Trained again where a store of before
-        there were courses has none."""
-        place = chains.place(self.experiment, kind, seed, rewind_step, level)
-        if place.kind not in CHAINS or place.level == 0:
-            raise UnmaskError(f"{place}: is not retrained after a cut")
-        if not self.tickets([place])[0].course:
-            self._store_sparse([place])
-        return self.tickets([place])[0].course
 
     def name(self, place: Place) -> str:
         """The place's name in the store."""

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import platform
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,7 +53,8 @@ def publish(
     tables. So results are published in instalments, as they are computed, where they are computed.
     Time and hardware are those of what the store still has.
     Raises UnmaskError: as `check_name`; nothing to publish, a folder that cannot be written or has
-    another experiment's tables, or an instalment after which not every table has every seed."""
+    another experiment's tables, or an instalment after which not every table would have every
+    seed."""
     chosen, store = lab.experiment, lab.store
     name = check_name(chosen, name)
     target, known, there, instalments = folder / name, chosen, {}, []
@@ -64,33 +65,31 @@ def publish(
         said = f"{target} has the tables of another experiment; delete it, or take another name"
         raise UnmaskError(f"publish={name!r}: {said}")
     # What is there and in this store as well is written anew, by one program from one store.
-    wanted = tables.known_tables() if wanted is None else wanted
-    names = tables.complete(lab, sorted({*wanted, *there} & {*tables.known_tables()}))
+    possible = tables.known_tables()
+    wanted = sorted({*(possible if wanted is None else wanted), *there} & {*possible})
+    names = tables.complete(lab, wanted)
     if not names:
         said = f"no table of the experiment is whole in {store.root}"
         raise UnmaskError(f"publish={name!r}: {said}")
 
-    # Every table has every seed: new seeds come with all tables, new tables with all seeds.
-    mine, theirs = set(chosen.all_seeds), set(known.all_seeds)
-    if mine - theirs and (lacking := sorted(set(there) - set(names))):
-        said = f"seeds {_listed(mine - theirs)} need {', '.join(lacking)} too, which {target} has"
-        raise UnmaskError(f"publish={name!r}: {said}")
-    if set(names) - set(there) and (lacking := theirs - mine):
-        said = f"new tables need seeds {_listed(lacking)} too, which {target} has"
-        raise UnmaskError(f"publish={name!r}: {said}")
-    seeds = sorted(mine | theirs)
-    if len(seeds) != 1 + seeds[-1] - seeds[0]:
-        said = f"with those of {target}, seeds {_listed(seeds)} are not consecutive"
-        raise UnmaskError(f"publish={name!r}: {said}")
-
-    written = {}
-    for table in names:
-        parts = [tables.read(lab, table)]
+    seeds = sorted({*chosen.all_seeds, *known.all_seeds})
+    whole = known.but(first_seed=seeds[0], seeds=1 + seeds[-1] - seeds[0])
+    written, lacking = {table: tables.read(lab, table) for table in names}, []
+    for table in filter({*names, *there}.__contains__, wanted):
         if table in there:
-            parts.append(there[table][~there[table].seed.isin(mine)])
-        written[table] = pd.concat(parts).sort_values("seed", kind="stable")
+            rest = there[table]
+            rest = rest[~rest.seed.isin(chosen.all_seeds)] if table in written else rest
+            both = pd.concat([written.get(table), rest])
+            written[table] = both.sort_values("seed", kind="stable")
+        # some tables are of the first seed only
+        needed = {part.keys[0] for part in tables.TABLES[table].parts(whole)}
+        lacking += [table] if needed - set(written[table].seed) else []
+        written[table] = written[table][written[table].seed.isin(needed)]
+    if lacking:
+        said = f"with what {target} has, {', '.join(lacking)} would not have all of seeds "
+        raise UnmaskError(f"publish={name!r}: {said}{seeds[0]} to {seeds[-1]}")
+
     fresh = {"tables": names, "first_seed": chosen.first_seed, "seeds": chosen.seeds}
-    whole = known.but(first_seed=seeds[0], seeds=len(seeds))
     about = {"experiment": dataclasses.asdict(whole), "identity": whole.id}
     about["instalments"] = [*_remaining(instalments, fresh), fresh | _about(lab, names)]
     try:
@@ -103,10 +102,6 @@ def publish(
         said = f"publish={str(target)!r}: cannot be written: {error.strerror}"
         raise UnmaskError(said) from error
     return target
-
-
-def _listed(seeds: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(seeds)))
 
 
 def _remaining(instalments: list[dict], fresh: dict) -> list[dict]:

@@ -97,7 +97,7 @@ def refill(lab, seed) -> pd.DataFrame:
     e, rows = lab.experiment, []
     for kind in CHAINS:
         for level in e.control_levels:
-            for step, below in lab.course(kind, seed, e.latest, level).items():
+            for step, below in lab.ticket(kind, seed, e.latest, level).course.items():
                 share = (step - e.latest) / (e.steps - e.latest)
                 rows.append((kind, level, step, share, below))
     return pd.DataFrame(rows, columns=["kind", "level", "step", "share", "below"])
