@@ -28,7 +28,7 @@ class ResNet(nn.Module):
 
     def __init__(self, conv, norm, channels, widths, blocks, classes, kernel=3, stride=1):
         super().__init__()
-        self.stem = conv(channels, widths[0], kernel, stride, kernel // 2, bias=False)
+        self.stem = conv(channels, widths[0], kernel, stride, (kernel - 1) // 2, bias=False)
         self.norm = norm(widths[0])
         inputs = [widths[0], *(width for width in widths for _ in range(blocks))]
         strides = [1 if i % blocks or i == 0 else 2 for i in range(blocks * len(widths))]
@@ -49,6 +49,8 @@ def network(e):
             return ResNet(*signals, widths[:3], 1, e.classes)
         case "resnet1d-strided":
             return ResNet(*signals, widths[:3], 1, e.classes, kernel=5, stride=2)
+        case "resnet8-strided":
+            return ResNet(*images, widths[:3], 1, e.classes, kernel=4, stride=2)
         case "resnet20":
             return ResNet(*images, widths[:3], 3, e.classes)
         case "resnet18":

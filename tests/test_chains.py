@@ -168,7 +168,10 @@ def test_fine_tuning_at_a_constant_rate_is_learning_rate_rewinding(tiny, store, 
     assert same(again.states[e.steps], tuned.state)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(milestones=(), warmup=0.5)])
+_LINEAR = dict(milestones=(), schedule="linear")
+
+
+@pytest.mark.parametrize("changes", [{}, dict(milestones=(), warmup=0.5), _LINEAR])
 def test_fine_tuning_and_learning_rate_rewinding_are_two_elsewhere(tiny, store, changes):
     e = tiny.but(**changes)
     lab = Lab(e, store)

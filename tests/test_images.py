@@ -22,7 +22,7 @@ from unmask.errors import UnmaskError
 from unmask.experiments import DATASETS, experiment
 from unmask.lab import Lab
 from unmask.store import Store
-from unmask.train import Start, batches, evaluate, generator, learning_rate, train
+from unmask.train import Start, batches, evaluate, generator, is_finite, learning_rate, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -268,6 +268,11 @@ def change(tree, how):
                 folder.rename(tree / f"moved-{folder.name}")
         case "no test":
             (tree / "val").rename(tree / "validate")
+        case "no folder":
+            (tree / "train/cow").symlink_to("nowhere")
+        case "few":
+            for path in sorted(cat.iterdir())[1:]:
+                path.unlink()
         case "dangling":
             (tree / "train/dog/zz.png").symlink_to("nowhere.png")
 
@@ -293,6 +298,12 @@ def change(tree, how):
         ),
         ("", {"folder": "pests"}, "folder='pests': there is no folder"),
         ("dangling", {}, "dog/zz.png: cannot be read (No such file or directory)"),
+        ("no folder", {}, "pets/train': 'cow' is a link that leads nowhere"),
+        (
+            "few",
+            {"train_samples": 20, "data_seed": 0},
+            "20 of 31 images have none of 'cat'; take more, or all",
+        ),
     ],
 )
 def test_a_bad_tree_is_said_in_one_line(tree, store, how, changes, said):
@@ -340,21 +351,85 @@ def test_0_and_all_take_all_images(tree, store, monkeypatch, augmentation):
     assert [len(split.y) for split in lab.data] == [60, 20]
 
 
-def test_an_unlabelled_test_folder_and_hidden_files_are_passed_over(tree, store):
+def test_an_unlabelled_test_folder_and_hidden_files_are_passed_over(tree, store, capsys):
     (tree / "test").mkdir()
     Image.new("RGB", (8, 8)).save(tree / "test/1.png")
     (tree / "train/.ipynb_checkpoints").mkdir()
     (tree / "train/cat/._00.png").write_bytes(b"resource fork")
     (tree / "train/cat/notes.txt").write_text("good cats")
     (tree / "train/cat/00.png").rename(tree / "train/cat/00.PNG")
-    assert len(data.load(pets(), store).train.y) == 60
+    (tree / "train/cat/kittens").mkdir()
+    Image.new("RGB", (8, 8)).save(tree / "train/cat/kittens/1.png")
+    said = "unmask: folder='pets': 2 files are not FOLDER/train/CLASS/IMAGE with the ending of an "
+    for expected in (said, ""):  # once
+        assert len(data.load(pets(), store).train.y) == 60
+        assert capsys.readouterr().err.startswith(expected) and bool(expected) == bool(said)
+        said = ""
 
 
-def test_other_images_under_an_old_name_are_refused(tree, store):
+def test_a_name_that_is_not_utf_8_is_a_name(tree, store):
+    image = os.fsencode(tree / "train/cat") + b"/gr\xfc\xdfe.png"
+    os.rename(tree / "train/cat/00.png", image)
+    for augmentation in ("crop-flip", "resized-crop"):
+        e = pets(augmentation=augmentation)
+        assert len(list(batches(e, data.load(e, store).train, [("order",)], 0, 3))) == 3
+
+
+def test_a_channel_that_never_varies_is_zero(tree, store):
+    for path in tree.rglob("*.png"):
+        pixels = np.array(Image.open(path))
+        pixels[..., 2] = 7
+        Image.fromarray(pixels).save(path)
+    e = pets()
+    for split in data.load(e, store):
+        (x, _), *_ = split.chunks(20)
+        assert x.isfinite().all() and not x[:, 2].any() and x[:, :2].std() > 0.5
+    states = train(e, data.load(e, store).train, starts_of(e, (1000,)))[0].states
+    assert is_finite(states[e.steps])
+
+
+def test_a_last_image_goes_with_those_before_it():
+    counts = {1: [1], 20: [20], 21: [21], 22: [20, 2], 40: [20, 20], 41: [20, 21]}
+    for count, expected in counts.items():
+        split = data.Split(torch.zeros(count, 1, 4), torch.zeros(count))
+        assert [len(y) for _, y in split.chunks(20)] == expected
+    stream = data.Stream([], torch.arange(11), 8)
+    stream._load = list
+    assert [len(chunk) for chunk in stream.chunks(5)] == [5, 6]
+    assert [len(chunk) for chunk in stream.chunks(5, 1, 2)] == [5]
+
+
+def test_to_normalise_images_takes_little_more_memory_than_they_do():
+    """Of 60 MB in three channels: each as floats, and one copy more to square them in."""
+    script = """if True:
+        import resource, torch
+        from unmask import data, experiment
+        x = torch.randint(0, 256, (20_000, 3, 32, 32), dtype=torch.uint8)
+        split, used = data.Split(x, torch.zeros(len(x)).long()), resource.getrusage
+        before = used(resource.RUSAGE_SELF).ru_maxrss
+        data._normalised(experiment("cifar10_resnet20"), split, split)
+        print((used(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.numel())"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert float(found.stdout) < 4, found.stderr
+
+
+def a_result(e, store):
+    store.put_tensors(f"{e.recipe}/seed0/dense", {"weight": torch.zeros(1)})
+
+
+def test_other_images_are_refused_where_there_are_results_of_the_first(tree, store):
     data.load(pets(), store)
+    Image.new("RGB", (8, 8)).save(tree / "train/cat/02.png")
+    data.load(pets(), store)  # one was mended before anything was computed
+    a_result(pets(), store)
     Image.new("RGB", (8, 8)).save(tree / "train/cat/03.png")
     with pytest.raises(UnmaskError, match="folder='pets': its images are not those of the resu"):
         data.load(pets(), store)
+
+
+def test_a_folder_has_one_name(tree):
+    names = str(tree), f"{tree}/", f"{tree.parent}/./pets", f"{tree}/train/.."
+    assert len({pets(folder=name).recipe for name in names}) == 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"augmentation": "resized-crop", "image_size": 16}])
@@ -372,6 +447,7 @@ def test_an_image_of_the_same_size_on_disk_is_still_another(tree, store):
         os.utime(image, (date, date))  # however coarse the file system's clock
         if color == "black":
             data.load(e, store)
+            a_result(e, store)
     with pytest.raises(UnmaskError, match="folder='pets': its images are not those of the resu"):
         data.load(e, store)
 
@@ -384,7 +460,7 @@ def test_an_image_of_the_same_size_on_disk_is_still_another(tree, store):
             {"dataset": "mnist", "folder": "", "image_size": 32},
             "image_size=32: must be 28, the size of mnist",
         ),
-        ({"network": "resnet1d"}, "network='resnet1d': must be one of lenet-300-100, resnet20"),
+        ({"network": "resnet1d"}, "network='resnet1d': must be one of lenet-300-100, resnet8"),
         (
             {"dataset": "cifar10", "folder": "", "augmentation": "resized-crop"},
             "image_size=8: must be 32, the size of cifar10; "

@@ -167,6 +167,20 @@ def test_schedule():
     assert [learning_rate(e, step) for step in (13_760, 13_761)] == pytest.approx([1, 0.1])
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_smooth_schedules_are_those_of_torch(schedule):
+    e = experiment("smoke", schedule=schedule, milestones=(), steps=41, lr=0.5, lr_decay=0.01)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=e.lr)
+    if schedule == "linear":
+        theirs = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, e.lr_decay, e.steps - 1)
+    else:
+        theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40, e.lr * e.lr_decay)
+    for step in range(e.steps):
+        assert learning_rate(e, step) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+
+
 def test_snapshots_outside_the_schedule_are_refused(setting):
     e, split, state, dense = setting
     for snapshots in ([e.steps + 1], [3]):

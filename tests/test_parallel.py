@@ -190,7 +190,7 @@ def test_by_default_there_is_a_process_for_each_core_but_one_for_a_gpu():
 
 @pytest.mark.parametrize("jobs", [0, -1, 2.0, True, "2"])
 def test_a_number_of_jobs_that_is_none_is_refused(jobs):
-    with pytest.raises(UnmaskError, match=f"^jobs={jobs!r}: must be a whole number, 1 or more$"):
+    with pytest.raises(UnmaskError, match=f"^jobs={jobs!r}: must be a whole number, 1 to 1,024$"):
         parallel.check_jobs(jobs)
 
 

@@ -58,7 +58,7 @@ def place(e: Experiment, kind: str, seed: int, rewind_step: int, level: int) -> 
     if level == 0:
         return dense(seed)
     # where the learning rate is constant from the rewind step on, the two are one training
-    falls = any(share * e.steps > rewind_step for share in e.milestones)
+    falls = e.schedule != "step" or any(share * e.steps > rewind_step for share in e.milestones)
     if kind == "fine-tuned" and not falls and not e.warmup:
         kind = "lr-rewound"
     return Place(kind, seed, rewind_step, level)

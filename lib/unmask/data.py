@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import torch
 from . import processes
 from .errors import UnmaskError
 from .experiments import DATASETS, Experiment
-from .store import Store, default_root
+from .store import TENSORS, Store, default_root, expanded
 
 PADDING = 4  # pixels around an image, from which a random crop is taken (He et al. 2016)
 # Mean and standard deviation of each channel, for images that are not all read beforehand
@@ -65,7 +66,7 @@ class Split(NamedTuple):
     def chunks(self, size: int, first: int = 0, step: int = 1) -> Batches:
         """Every `step`th sample from `first` on, at most `size` at a time: inputs and labels."""
         x, y = self.x[first::step], self.y[first::step]
-        return zip(map(self.normalised, x.split(size)), y.split(size))
+        return zip(map(self.normalised, _chunked(x, size)), _chunked(y, size))
 
     def take(self, count: int) -> Split:
         """A split of the first `count` samples."""
@@ -87,6 +88,12 @@ class Split(NamedTuple):
             if self.mean is not None:
                 x = x.to(memory_format=torch.channels_last)
             yield x, self.y[samples].flatten()
+
+
+def _chunked(samples: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+    """At most `size` at a time, but for a last one alone, which goes with those before it: batch
+    norm takes no statistics of one."""
+    return samples.tensor_split(tuple(range(size, len(samples) - 1, size)))
 
 
 class Data(NamedTuple):
@@ -112,7 +119,7 @@ def crop_and_flip(x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 def root() -> Path:
     """Where data sets are: `$UNMASK_DATA`, else a folder `unmask-data` beside the default store."""
     chosen = os.environ.get("UNMASK_DATA") or default_root().parent / "unmask-data"
-    return Path(chosen).expanduser().absolute()
+    return expanded(chosen)
 
 
 def load(experiment: Experiment, store: Store) -> Data:
@@ -122,7 +129,7 @@ def load(experiment: Experiment, store: Store) -> Data:
     * "mnist", "cifar10", "cifar100" are torchvision's, downloaded to `root()` on first use.
     * "imagefolder" is a tree with a folder for each class in `train/` and in `test/` or `val/`;
       `experiment.folder` is its path, absolute or from `root()`. Small images are decoded once and
-      then read from the store.
+      then read from the store; as by torchvision, without their transparency and orientation.
     Raises UnmaskError: the data set is not there and cannot be downloaded, or is not as the
     experiment says (all that does not fit is said at once); an image that cannot be read or has
     another size, a class without images or in one split only."""
@@ -149,8 +156,10 @@ def _splits(tensors: dict[str, torch.Tensor]) -> list[Split]:
 
 
 def _normalised(e: Experiment, train: Split, test: Split) -> Data:
-    channels = train.x.transpose(0, 1).flatten(1).float()
-    mean, std = channels.mean(1).view(-1, 1, 1), channels.std(1).view(-1, 1, 1)
+    # channel by channel: as floats, all of them together take four times the data's memory
+    channels = (channel.flatten().float() for channel in train.x.unbind(1))
+    mean, std = torch.tensor([(x.mean(), x.std()) for x in channels]).T.reshape(2, -1, 1, 1)
+    std = torch.where(std > 0, std, 1.0)  # a channel that never varies is zero everywhere
     train = train._replace(mean=mean, std=std, augmentation=e.augmentation)
     return Data(train, test._replace(mean=mean, std=std))
 
@@ -227,16 +236,18 @@ def _torchvision(e: Experiment) -> Data:
 
 
 class _Tree(NamedTuple):
-    """The images of one split: paths, labels (samples,), and what tells these files from others."""
+    """The images of one split: paths, labels (samples,), what tells these files from others, and
+    how many files were passed over."""
 
     paths: list[str]
     labels: torch.Tensor
     classes: list[str]
     fingerprint: str
+    others: int
 
 
 def _folder(e: Experiment, store: Store) -> Data:
-    path = root() / Path(e.folder).expanduser()
+    path = root() / (expanded(e.folder) if e.folder.startswith("~") else e.folder)
     if not path.is_dir():
         raise UnmaskError(
             f"folder={e.folder!r}: there is no folder {path}; give its path, or set UNMASK_DATA"
@@ -252,6 +263,9 @@ def _folder(e: Experiment, store: Store) -> Data:
     problem = "" if e.streamed else _other_size(train.paths[0], e.image_size)
     counts = _counts(e, len(train.paths), len(test.paths), len(train.classes), problem)
     train, test = (_drawn(e, tree, count) for tree, count in zip((train, test), counts))
+    if (others := train.others + test.others) and f"{e.recipe}/fingerprint{TENSORS}" not in store:
+        said = "are not FOLDER/train/CLASS/IMAGE with the ending of an image that torchvision reads"
+        print(f"unmask: folder={e.folder!r}: {others} files {said}: passed over", file=sys.stderr)
     if e.streamed:
         _refuse_other_images(e, store, train.fingerprint + test.fingerprint)
         return Data(*(Stream(tree.paths, tree.labels, e.image_size) for tree in (train, test)))
@@ -276,12 +290,16 @@ def _tree(path: Path, dated: bool) -> _Tree:
     if not path.is_dir():
         raise UnmaskError(f"folder={str(path)!r}: there is no such folder")
     classes = [folder for folder in _visible(path) if folder.is_dir()]
+    if broken := [link for link in _visible(path) if link.is_symlink() and not link.exists()]:
+        raise UnmaskError(f"folder={str(path)!r}: {broken[0].name!r} is a link that leads nowhere")
     if not classes:
         said = f"folder={str(path)!r}: has no folders, and there must be one for each class"
         raise UnmaskError(said)
-    paths, labels, lines = [], [], []
+    paths, labels, lines, others = [], [], [], 0
     for label, folder in enumerate(classes):
-        images = [file for file in _visible(folder) if file.suffix.lower() in IMG_EXTENSIONS]
+        files = _visible(folder)
+        images = [file for file in files if file.suffix.lower() in IMG_EXTENSIONS]
+        others += len(files) - len(images)
         if not images:
             raise UnmaskError(f"folder={str(path)!r}: class {folder.name!r} has no images")
         paths += images
@@ -295,8 +313,8 @@ def _tree(path: Path, dated: bool) -> _Tree:
         date = stat.st_mtime_ns if dated else ""
         lines.append(f"{image.relative_to(path)} {stat.st_size} {date}")
     names = [folder.name for folder in classes]
-    fingerprint = _sha256("\n".join(lines).encode())
-    return _Tree(list(map(str, paths)), torch.tensor(labels), names, fingerprint)
+    fingerprint = _sha256(os.fsencode("\n".join(lines)))
+    return _Tree(list(map(str, paths)), torch.tensor(labels), names, fingerprint, others)
 
 
 def _visible(path: Path) -> list[Path]:
@@ -308,11 +326,18 @@ def _visible(path: Path) -> list[Path]:
 
 
 def _drawn(e: Experiment, tree: _Tree, count: int) -> _Tree:
-    """So many of the images, in an order that mixes the classes."""
+    """So many of the images, in an order that mixes the classes.
+    Raises UnmaskError: none of a class is among them."""
     draws = torch.Generator().manual_seed(e.data_seed)
     order = torch.randperm(len(tree.paths), generator=draws)[:count]
+    labels = tree.labels[order]
+    if left_out := set(range(len(tree.classes))) - set(labels.tolist()):
+        said = f"{count} of {len(tree.paths)} images have none of {tree.classes[min(left_out)]!r}"
+        raise UnmaskError(f"folder={e.folder!r}: {said}; take more, or all of them (0)")
     fingerprint = _sha256(f"{tree.fingerprint} {e.data_seed} {count}".encode())
-    return _Tree([tree.paths[i] for i in order], tree.labels[order], tree.classes, fingerprint)
+    return tree._replace(
+        paths=[tree.paths[i] for i in order], labels=labels, fingerprint=fingerprint
+    )
 
 
 def _refuse_other_images(e: Experiment, store: Store, fingerprint: str) -> None:
@@ -320,16 +345,18 @@ def _refuse_other_images(e: Experiment, store: Store, fingerprint: str) -> None:
     count as theirs.
 
     Of decoded images the pixels tell, so that a copy is as good; of a stream's too many, the names
-    and sizes of files."""
+    and sizes of files. Where there are no results yet, none can be taken for another's."""
     name = f"{e.recipe}/fingerprint"
     known, seen = store.tensors(name), torch.tensor(list(fingerprint.encode()))
-    if known is None:
-        store.put_tensors(name, {"fingerprint": seen}, wait=False)
-    elif not torch.equal(known["fingerprint"], seen):
+    if known is not None and torch.equal(known["fingerprint"], seen):
+        return
+    results = (entry for entry in store.names() if entry.startswith(f"{e.recipe}/"))
+    if known is not None and set(results) > {name + TENSORS}:
         raise UnmaskError(
             f"folder={e.folder!r}: its images are not those of the results in {store.root}; give "
             "them another folder, or take another store"
         )
+    store.put_tensors(name, {"fingerprint": seen}, wait=False)
 
 
 def _sha256(*parts: bytes) -> str:
@@ -397,7 +424,7 @@ class Stream:
 
     def chunks(self, size: int, first: int = 0, step: int = 1) -> Batches:
         every = torch.arange(first, len(self.y), step)
-        return self._load(chunk.tolist() for chunk in every.split(min(size, 250)))
+        return self._load(chunk.tolist() for chunk in _chunked(every, min(size, 250)))
 
     def take(self, count: int) -> Stream:
         """As `Split.take`."""

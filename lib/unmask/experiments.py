@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 import typing
@@ -69,6 +70,7 @@ NETWORKS = {
     "resnet1d": Network("ResNet1d", dict(stem_kernel=3, stem_stride=1), signals=True),
     "resnet1d-strided": Network("ResNet1d", dict(stem_kernel=5, stem_stride=2), signals=True),
     "lenet-300-100": Network("LeNet", width=(3, math.inf)),
+    "resnet8-strided": Network("ResNet", dict(stages=3, blocks=1, stem_kernel=4, stem_stride=2)),
     "resnet20": Network("ResNet", dict(stages=3, blocks=3)),
     "resnet18": Network("ResNet", dict(stages=4, blocks=2)),
     "resnet50": Network("ResNet50", width=(64, 64)),
@@ -79,11 +81,12 @@ NETWORKS = {
 Rule = tuple[str, Callable[[typing.Any], bool]]
 _SHARE: Rule = "in (0, 1)", lambda v: 0 < v < 1
 _FACTOR: Rule = "above 0 and at most 1e+06", lambda v: 0 < v <= 1e6
-_ODD: Rule = "odd and 3 or more, with both ends and the middle", lambda v: v >= 3 and v % 2 == 1
+_ODD: Rule = "odd and 3 to 1,001, for the middle", lambda v: 3 <= v <= 1001 and v % 2 == 1
 
 
-def _at_least(least: int) -> Rule:
-    return f"{least} or more", lambda value: value >= least
+def _at_least(least: int, most: float = math.inf) -> Rule:
+    said = f"{least} or more" if most == math.inf else f"{least} to {most:,}"
+    return said, lambda value: least <= value <= most
 
 
 def _one_of(names) -> Rule:
@@ -100,8 +103,8 @@ def _increasing(each: str, fits: Callable = lambda v: True, some: bool = True) -
 
 _PLACES = _increasing("0 or more", lambda v: v >= 0)
 _LENGTHS: Rule = (
-    "increasing, each 0 or more, 0 and 1 among them",
-    lambda values: {0, 1} <= set(values) and _PLACES[1](values),
+    "increasing, each 0 or more and at most 1e+06, 0 and 1 among them",
+    lambda values: {0, 1} <= set(values) and _PLACES[1](values) and values[-1] <= 1e6,
 )
 _BELOW_1: Rule = "at least 0 and below 1", lambda v: 0 <= v < 1
 _PATH: Rule = "a path without line breaks", lambda v: v == v.strip() and "\n" not in v
@@ -140,18 +143,20 @@ class Experiment:
     test_samples: int = setting(_ALL, recipe=True)
     data_seed: int = setting(("0 to 4294967295", lambda v: 0 <= v < 2**32), recipe=True)
     folder: str = setting(_PATH, recipe=True, before="")
-    image_size: int = setting(_at_least(1), recipe=True, before=40)
-    classes: int = setting(_at_least(2), recipe=True, before=10)
+    image_size: int = setting(_at_least(1, 4096), recipe=True, before=40)
+    classes: int = setting(_at_least(2, 10**6), recipe=True, before=10)
     augmentation: str = setting(_AUGMENTATION, recipe=True, before="none")
-    # network and training; `milestones` are shares of `steps` at which the learning rate is
-    # multiplied by `lr_decay`; over the first `warmup` share of them it rises from 0
+    # network and training; the learning rate falls by the schedule: in steps, multiplied by
+    # `lr_decay` at the shares `milestones` of all training steps, or smoothly to `lr * lr_decay` at
+    # the last of them; over the first `warmup` share of them it rises from 0
     network: str = setting(_one_of(NETWORKS), recipe=True)
-    width: int = setting(_at_least(1), recipe=True)
+    width: int = setting(_at_least(1, 100_000), recipe=True)
     steps: int = setting(_at_least(1), recipe=True)
     batch_size: int = setting(_at_least(2), recipe=True)
     lr: float = setting(_FACTOR, recipe=True)
     momentum: float = setting(_BELOW_1, recipe=True)
     weight_decay: float = setting(("0 to 1e+06", lambda v: 0 <= v <= 1e6), recipe=True)
+    schedule: str = setting(_one_of(("step", "linear", "cosine")), recipe=True, before="step")
     milestones: tuple[float, ...] = setting(_STEPS, recipe=True)
     lr_decay: float = setting(("above 0 and at most 1", lambda v: 0 < v <= 1), recipe=True)
     warmup: float = setting(_BELOW_1, recipe=True, before=0.0)
@@ -160,7 +165,7 @@ class Experiment:
     device: str = setting(_DEVICE, recipe=True)
     # iterative magnitude pruning; levels count from 1, 0 being dense
     rewind_steps: tuple[int, ...] = setting(_PLACES)
-    levels: int = setting(_at_least(1))
+    levels: int = setting(_at_least(1, 1000))
     prune_fraction: float = setting(_SHARE, recipe=True)
     control_every: int = setting(_at_least(1))  # levels at which controls are trained
     # perturbed pairs; lengths in units of the distance that pruning moves the rewind point
@@ -171,27 +176,30 @@ class Experiment:
     limit_levels: tuple[int, ...] = setting(_PLACES)
     prune_ratios: tuple[float, ...] = setting(_increasing("in (0, 1)", _SHARE[1]))
     curvature_samples: int = setting(_at_least(1))
-    lanczos_probes: int = setting(_at_least(2))
-    lanczos_steps: int = setting(_at_least(1))
+    lanczos_probes: int = setting(_at_least(2, 1000))
+    lanczos_steps: int = setting(_at_least(1, 10_000))
     # replication: seeds are first_seed, first_seed + 1, ...
-    seeds: int = setting(_at_least(1))
+    seeds: int = setting(_at_least(1, 10_000))
     first_seed: int = setting(_at_least(0))
     # measuring; train error and loss, and re-estimated batch-norm statistics, are those of at most
     # so many training samples (0: of all)
     barrier_points: int = setting(_ODD)
     plane_points: int = setting(_ODD)
-    train_measured: int = setting(_ALL, before=0)
+    # batch norm takes no statistics of one
+    train_measured: int = setting((f"{_ALL[0]}; not 1", lambda v: v >= 0 and v != 1), before=0)
     # judging, fixed before results are looked at
     epsilon: float = setting(_SHARE)  # matching: at most the dense error plus epsilon
     lmc_threshold: float = setting(_SHARE)  # connected: a barrier below this
     higher_sparsity: float = setting(_SHARE)  # "at higher sparsities": density at most this
     ticket_density: float = setting(_SHARE)  # a winning ticket keeps at most this share
-    loss_height: float = setting(("above 0", lambda v: v > 0))  # of a sublevel set, in nats
+    loss_height: float = setting(_FACTOR)  # of a sublevel set, in nats
     limit_tolerance: float = setting(_SHARE)  # by which a predicted pruning ratio may miss
     gap_refilled: float = setting(_SHARE)  # share of the weights before that fill a gap again
 
     def __post_init__(self):
         problems = []
+        if isinstance(self.folder, str) and self.folder:  # one folder has one name
+            object.__setattr__(self, "folder", os.path.normpath(self.folder))
         for field in dataclasses.fields(self):
             allowed, test = field.metadata["rule"]
             try:
@@ -212,8 +220,8 @@ class Experiment:
             yield "image_size", self.image_size, f"{data.size}, the size of {self.dataset}"
         if self.dataset == "mnist1d":
             for name in ("train_samples", "test_samples"):
-                if (count := getattr(self, name)) % 10 or count == 0:
-                    yield name, count, "a multiple of 10 for mnist1d, as many of each class"
+                if (count := getattr(self, name)) % 10 or not 0 < count <= 10**6:
+                    yield name, count, "a multiple of 10 for mnist1d, 10 to 1,000,000"
             if self.classes != 10:
                 yield "classes", self.classes, "10 for mnist1d"
         if (self.dataset == "imagefolder") != bool(self.folder):
@@ -227,6 +235,8 @@ class Experiment:
         if not least <= self.width <= most:
             rule = str(least) if least == most else f"{least} or more"
             yield "width", self.width, f"{rule} for {self.network}"
+        if self.schedule != "step" and self.milestones:
+            yield "milestones", self.milestones, f"empty for the {self.schedule} schedule"
         if self.augmentation not in data.augmentations:
             rule = f"one of {', '.join(data.augmentations)} for {self.dataset}"
             yield "augmentation", self.augmentation, rule
@@ -379,7 +389,7 @@ def _typed(name: str, value):
 
 
 def _scalar(name: str, value, kind: type):
-    if value == "all" and _fields()[name].metadata["rule"] is _ALL:
+    if value == "all" and _fields()[name].metadata["rule"][0].startswith(_ALL[0]):
         return 0
     if isinstance(value, bool):
         raise bad(name, value, f"of type {kind.__name__}")

@@ -42,12 +42,13 @@ class Ticket(NamedTuple):
 
 class Lab:
     """Access to everything the experiment trains. Levels count from 0 (dense).
-    Raises UnmaskError: the device does not exist, the store cannot be written, or the levels would
-    leave no weight."""
+    Raises UnmaskError: the device does not exist, the store cannot be written, the network is too
+    large for this machine, or the levels would leave no weight."""
 
     def __init__(self, experiment: Experiment, store: Store):
         self.experiment, self.store = experiment, store
         self.device = resolve_device(experiment.device)
+        networks.check_size(experiment)
         self.network = networks.build(experiment).to(self.device)
         self.dense_mask = pruning.dense_mask(self.network)
         self.total = pruning.survivors(self.dense_mask)

@@ -10,6 +10,7 @@ up to rounding.
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Sequence
 
@@ -76,8 +77,8 @@ def conv_signal(inputs: int, outputs: int, kernel: int, stride: int, replicates:
 
 def conv_image(inputs: int, outputs: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
     """Convolution of images (batch, replicates * channels, height, width)."""
-    channels = replicates * inputs, replicates * outputs
-    return nn.Conv2d(*channels, kernel, stride, kernel // 2, groups=replicates, bias=False)
+    channels, padding = (replicates * inputs, replicates * outputs), (kernel - 1) // 2
+    return nn.Conv2d(*channels, kernel, stride, padding, groups=replicates, bias=False)
 
 
 class Block(nn.Module):
@@ -169,14 +170,22 @@ class LeNet(nn.Module):
 class ResNet(nn.Module):
     """Residual network for small images (He et al. 2016, section 4.2): a stem, stages of w, 2w, ...
     channels with so many blocks each, mean over positions, linear layer. Every stage but the first
-    halves the image.
+    halves the image, and so may the stem.
 
     Takes (batch, replicates * channels, size, size), returns logits (replicates * batch, classes).
     """
 
-    def __init__(self, e: Experiment, replicates: int, stages: int, blocks: int):
+    def __init__(
+        self,
+        e: Experiment,
+        replicates: int,
+        stages: int,
+        blocks: int,
+        stem_kernel: int = 3,
+        stem_stride: int = 1,
+    ):
         super().__init__()
-        self.stem = conv_image(e.channels, e.width, 3, 1, replicates)
+        self.stem = conv_image(e.channels, e.width, stem_kernel, stem_stride, replicates)
         self.norm = ImageNorm(replicates * e.width)
         built, before = [], e.width
         for stage in range(stages):
@@ -210,6 +219,18 @@ def build(experiment: Experiment, replicates: int = 1) -> nn.Module:
     (ResNet-50)."""
     network = NETWORKS[experiment.network]
     return globals()[network.family](experiment, replicates, **network.arguments)
+
+
+def check_size(experiment: Experiment) -> None:
+    """Raises UnmaskError: training the network takes more memory than this machine has."""
+    with torch.device("meta"):  # counted, not made
+        weights = sum(p.numel() for p in build(experiment).parameters())
+    # weights, gradients, velocity and mask, of float32
+    needed, there = 16 * weights, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        said = f"{experiment.network} has {weights:,} weights, and training it takes"
+        sizes = f"{needed / 1e9:,.0f} GB of memory; this machine has {there / 1e9:,.0f}"
+        raise UnmaskError(f"width={experiment.width}: {said} {sizes}")
 
 
 @contextlib.contextmanager

@@ -67,13 +67,13 @@ class Task(NamedTuple):
 def check_jobs(jobs: int | None, device: str = "cpu") -> int:
     """`jobs`; by default as many as this process may use cores, or one where they would share a
     GPU.
-    Raises UnmaskError: it is not a whole number of 1 or more."""
+    Raises UnmaskError: it is not a whole number from 1 to 1,024."""
     import joblib
 
     if jobs is None:
         return 1 if device == "cuda" else joblib.cpu_count()
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise UnmaskError(f"jobs={jobs!r}: must be a whole number, 1 or more")
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= 1024:
+        raise UnmaskError(f"jobs={jobs!r}: must be a whole number, 1 to 1,024")
     return jobs
 
 

@@ -44,12 +44,21 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unmask"
 
 
+def expanded(path: Path | str) -> Path:
+    """The absolute path, `~` expanded.
+    Raises UnmaskError: there is no such user."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UnmaskError(f"path={str(path)!r}: there is no such user") from error
+
+
 class Store:
     """Entries by name, a relative path such as `RECIPE/seed0/rewind0050/imp/level03.safetensors`.
     Raises UnmaskError: the folder cannot be made or written, or the disk is full."""
 
     def __init__(self, root: Path | str | None = None):
-        self.root = Path(root if root is not None else default_root()).expanduser().absolute()
+        self.root = expanded(root if root is not None else default_root())
         self.unfinished: set[str] = set()  # trainings kept until what comes of them is stored
         with self._writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -128,12 +129,14 @@ def is_finite(state: State) -> bool:
 
 
 def learning_rate(experiment: Experiment, step: int) -> float:
-    """The step schedule: `lr`, multiplied by `lr_decay` at each milestone passed; before, linear
-    warm-up."""
-    e = experiment
-    passed = sum(step >= round(share * e.steps, 6) for share in e.milestones)
+    """The schedule: `lr`, multiplied by `lr_decay` at each milestone passed, or falling to
+    `lr * lr_decay` at the last step along a line or half a cosine; before, linear warm-up."""
+    e, share = experiment, step / max(1, experiment.steps - 1)
+    passed = sum(step >= round(milestone * e.steps, 6) for milestone in e.milestones)
+    left = {"step": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
+    rate = e.lr * (left[e.schedule] + (1 - left[e.schedule]) * e.lr_decay) * e.lr_decay**passed
     warmup = e.warmup * e.steps
-    return e.lr * e.lr_decay**passed * min(1.0, (step + 1) / warmup if warmup else 1.0)
+    return rate * min(1.0, (step + 1) / warmup if warmup else 1.0)
 
 
 def batches(
