@@ -50,16 +50,24 @@ Node = Place | Part  # what there is to compute
 
 @dataclass(eq=False)
 class Table:
-    """A measurement, called with a lab and keys; see `table`."""
+    """A measurement, called with a lab and keys; declare one with `table`.
+
+    `measure`: the function of a lab and keys. `keys`: what its parts go by; the first is "seed".
+    `reads`: fields of the experiment on which a part depends, beside the recipe. `steps`: training
+    steps that a part takes itself, a function of experiment and keys; `passes`: samples that it
+    sends through the network, forward, likewise. `tensors`: it is no table but a dict of tensors
+    that several tables are made from. `cases`: which keys an experiment has; by default every seed
+    (and rewind step). `needs`: what a part is made from, a function of experiment and keys; by
+    default the whole IMP chain of its seed and rewind step."""
 
     measure: Callable
     keys: tuple[str, ...]
-    reads: tuple[str, ...]
-    steps: Callable[..., float]
-    passes: Callable[..., float]
-    tensors: bool
-    cases: Callable[[Experiment], Iterable[tuple]] | None
-    needs: Callable[..., Iterable[Node]] | None
+    reads: tuple[str, ...] = ()
+    steps: Callable[..., float] = lambda e, *keys: 0
+    passes: Callable[..., float] = lambda e, *keys: 0
+    tensors: bool = False
+    cases: Callable[[Experiment], Iterable[tuple]] | None = None
+    needs: Callable[..., Iterable[Node]] | None = None
 
     def __post_init__(self):
         functools.update_wrapper(self, self.measure)
@@ -103,28 +111,10 @@ class Table:
         return part
 
 
-def table(
-    keys: tuple[str, ...],
-    reads: tuple[str, ...] = (),
-    steps: Callable[..., float] = lambda e, *keys: 0,
-    passes: Callable[..., float] = lambda e, *keys: 0,
-    tensors: bool = False,
-    cases: Callable[[Experiment], Iterable[tuple]] | None = None,
-    needs: Callable[..., Iterable[Node]] | None = None,
-) -> Callable[[Callable], Table]:
-    """Declare a table: a function of a lab and `keys`, to a tidy data frame without them.
-
-    Args:
-        keys: what its parts go by; the first is "seed".
-        reads: fields of the experiment on which a part depends, beside the recipe.
-        steps: training steps that a part takes itself; a function of experiment and keys.
-        passes: samples that it sends through the network, forward, likewise.
-        tensors: it is no table but a dict of tensors that several tables are made from.
-        cases: which keys an experiment has; by default every seed (and rewind step).
-        needs: what a part is made from, a function of experiment and keys; by default the whole
-            IMP chain of its seed and rewind step."""
-
-    return lambda measure: Table(measure, keys, reads, steps, passes, tensors, cases, needs)
+def table(keys: tuple[str, ...], **options) -> Callable[[Callable], Table]:
+    """Declare a table: a function of a lab and `keys`, to a tidy data frame without them. Options
+    are the fields of `Table`."""
+    return lambda measure: Table(measure, keys, **options)
 
 
 def _declared(module: str, name: str) -> Table:
