@@ -462,6 +462,17 @@ def test_a_table_may_be_declared_anywhere(tiny, store):
     assert "means" not in tables.known_tables()
 
 
+def test_what_there_is_to_do_is_told_beforehand(smoke):
+    tables.load_findings()
+    parents = tables.graph(smoke.experiment, ["levels", "pairs"])
+    assert tables.estimate(smoke, parents, 2) == ""  # it takes seconds
+    said = tables.estimate(smoke, parents, 2, least=1)
+    # for each of two seeds the dense run of 40 steps, and three levels from steps 0 and 5
+    counts = "14 networks to train and 8 parts of tables to measure, 530 training steps"
+    assert 2 * (40 + 3 * (40 + 35)) == 530 and said.startswith(f"{counts}: about 0.0 hours with 2 ")
+    assert 0 < float(said.partition("time, at ")[2].partition(" ms a step")[0]) < 1000
+
+
 def test_a_seed_that_diverges_takes_no_other_along(store):
     """At this rate some seeds diverge and others do not."""
     lab = Lab(experiment("smoke", lr=100.0, seeds=6), store)

@@ -235,6 +235,27 @@ def test_convolutions_work_channels_last_whatever_the_channels(dataset, channels
         assert network.stem(x).stride(1) == 1
 
 
+def test_a_folder_and_torchvision_s_data_set_take_the_same_path_from_bytes_on(
+    tree, store, monkeypatch
+):
+    import torchvision
+
+    for path in tree.rglob("*.png"):
+        Image.open(path).resize((32, 32)).save(path)
+    folder = data.load(pets(image_size=32), store)
+
+    class Same:  # as torchvision keeps them: (samples, height, width, channels), a list of labels
+        def __init__(self, root, train, download):
+            split = folder.train if train else folder.test
+            self.data, self.targets = split.x.permute(0, 2, 3, 1).numpy(), split.y.tolist()
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Same)
+    theirs = data.load(pets(dataset="cifar10", folder="", image_size=32), store)
+    for one, other in zip(folder, theirs):
+        assert all(torch.equal(a, b) for a, b in zip(one[:4], other[:4]))
+        assert one.augmentation == other.augmentation
+
+
 # Folders of images
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from . import chains, parallel
+from . import chains, parallel, processes
 from .chains import Place
 from .errors import Degenerate, UnmaskError
 from .experiments import NETWORKS, Experiment, experiment
@@ -177,7 +178,29 @@ def compute(lab: Lab, names: Sequence[str], jobs: int | None = None) -> None:
     parents = graph(lab.experiment, names, there=lambda node: lab.store.whole(entry(lab, node)))
     if parents:
         _ = lab.data  # before there are several processes to read or make it
+        if (said := estimate(lab, parents, jobs)) and processes.rank() == 0:
+            print(f"unmask: {said}", file=sys.stderr, flush=True)
         parallel.run(plan(lab, parents, jobs), lab, jobs)
+
+
+def estimate(lab: Lab, nodes: Iterable[Node], jobs: int, least: int = 200_000) -> str:
+    """What there is to compute and how long that may take, in words, from a few steps that are
+    timed; nothing for fewer than `least` steps."""
+    from .train import step_seconds
+
+    e, counted = lab.experiment, [work(lab.experiment, node) for node in nodes]
+    steps, passes = map(sum, zip(*counted))
+    if steps < least:
+        return ""
+    networks = sum(isinstance(node, Place) for node in nodes)
+    seconds = step_seconds(e, lab.data.train, lab.initial(e.first_seed), lab.dense_mask)
+    # forward and backward are about three times forward
+    hours = seconds * (steps + passes / (3 * e.batch_size)) / jobs / 3600
+    return (
+        f"{networks:,} networks to train and {len(counted) - networks:,} parts of tables to "
+        f"measure, {steps:,.0f} training steps: about {hours:,.1f} hours with {jobs} at a time, at "
+        f"{1000 * seconds:.3g} ms a step"
+    )
 
 
 def read(lab: Lab, name: str) -> pd.DataFrame:

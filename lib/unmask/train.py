@@ -311,6 +311,18 @@ def train_all(
     return trained
 
 
+def step_seconds(e: Experiment, split: data.Split | data.Stream, state: State, mask) -> float:
+    """How long a step takes, for each of as many replicates as are trained side by side: the
+    fastest of three."""
+    replicates = [Start(state, mask, ("timed",))] * replicates_at_once(e, split.device)
+    seconds, few = [], min(e.steps, 5)
+    for _ in range(3):
+        began = time.perf_counter()
+        train(e, split, replicates, snapshots=[few])
+        seconds.append((time.perf_counter() - began) / few / len(replicates))
+    return min(seconds)
+
+
 class Performance(NamedTuple):
     """Error: share of wrong predictions, in [0, 1]. Loss: mean cross-entropy, in nats."""
 
