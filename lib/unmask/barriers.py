@@ -17,7 +17,11 @@ def interpolate(one: State, other: State, t: float) -> State:
     included. The ends are the two themselves, even where the other is not finite."""
     if t in (0, 1):
         return dict(other if t else one)
-    return {name: torch.lerp(one[name], other[name], t) for name in one}
+    mixed = dict(one)  # a buffer of whole numbers has no middle
+    for name, start in one.items():
+        if start.is_floating_point():
+            mixed[name] = torch.lerp(start, other[name], t)
+    return mixed
 
 
 def grid(points: int) -> list[float]:
@@ -71,7 +75,9 @@ def reestimate_norms(network: nn.Module, split: Split, batch_size: int = 500) ->
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    network.train()
+    network.eval()  # dropout and the like stay off
+    for norm in norms:
+        norm.train()
     seen = 0
     with networks.kernels(network), processes.alone():
         for x, y in split.chunks(batch_size):

@@ -46,12 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("presets", help="list the presets and their settings")
     command.set_defaults(command=_presets)
 
+    command = commands.add_parser("show", help="one preset's settings, and what can be pruned")
+    command.set_defaults(command=_show)
+    _takes_experiment(command)
+
     command = commands.add_parser("run", help="compute everything the notebooks need")
     command.set_defaults(command=_run)
-    command.add_argument("preset", metavar="PRESET")
-    said = "change a field of the preset; lists as 0,50,100"
-    field = dict(metavar="FIELD=VALUE", help=said)
-    command.add_argument("--set", action="append", default=[], dest="settings", **field)
+    _takes_experiment(command)
     said = "processes to use (default: one for each core, or one on a GPU)"
     command.add_argument("--jobs", type=int, metavar="N", help=said)
     said = "only these tables, and what they need (default: all of them)"
@@ -72,6 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_store)
     command.add_argument("action", choices=("ls", "verify"))
     return parser
+
+
+def _takes_experiment(command: argparse.ArgumentParser) -> None:
+    command.add_argument("preset", metavar="PRESET")
+    said = "change a field of the preset; lists as 0,50,100"
+    field = dict(metavar="FIELD=VALUE", help=said)
+    command.add_argument("--set", action="append", default=[], dest="settings", **field)
+
+
+def _experiment(options) -> Experiment:
+    return experiment(options.preset, dict(map(parse_setting, options.settings)))
 
 
 def _names(text: str) -> list[str]:
@@ -95,8 +107,23 @@ def _shown(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _show(options) -> None:
+    chosen = _experiment(options)
+    from . import networks, pruning
+
+    network = networks.build(chosen)
+    mask = pruning.dense_mask(network, chosen.never_pruned)
+    for field in dataclasses.fields(Experiment):
+        print(f"{field.name:<22}{_shown(getattr(chosen, field.name))}")
+    print()
+    for name, kept in mask.items():
+        print(f"{name:<40}{' x '.join(map(str, kept.shape)):>20}{kept.numel():>14,}")
+    total = sum(parameter.numel() for parameter in network.parameters())
+    print(f"{pruning.survivors(mask):,} weights of {total:,} parameters can be pruned")
+
+
 def _run(options) -> None:
-    chosen = experiment(options.preset, dict(map(parse_setting, options.settings)))
+    chosen = _experiment(options)
     from . import results, tables
     from .lab import Lab
     from .store import Store

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from scipy.sparse.linalg import LinearOperator
 from torch import nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import networks
 from .data import Split
@@ -77,7 +78,8 @@ class _Hessian:
 
         total = 0.0
         size = max(1, min(_SAMPLES, _VALUES // self.split.x[0].numel()))
-        with networks.kernels(self.network):
+        # attention in plain operations: its fused kernels are not differentiated forward
+        with networks.kernels(self.network), sdpa_kernel(SDPBackend.MATH):
             for x, y in self.split.chunks(size):
                 one = functools.partial(self._one, still, start, x, y)
                 rows = vmap(one)(tangents)

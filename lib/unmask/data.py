@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import processes
+from . import own, processes
 from .errors import UnmaskError
 from .experiments import DATASETS, Experiment
 from .store import TENSORS, Store, default_root, expanded
@@ -127,6 +127,9 @@ def load(experiment: Experiment, store: Store) -> Data:
 
     * "mnist1d" is generated once and then read from the store.
     * "mnist", "cifar10", "cifar100" are torchvision's, downloaded to `root()` on first use.
+    * `FILE.py:FUNCTION` or `MODULE:FUNCTION` returns inputs and labels for training, then for test,
+      or a torch data set for each; uint8 images (samples, channels, height, width) are normalised,
+      all else is taken as it is.
     * "imagefolder" is a tree with a folder for each class in `train/` and in `test/` or `val/`;
       `experiment.folder` is its path, absolute or from `root()`. Small images are decoded once and
       then read from the store; as by torchvision, without their transparency and orientation.
@@ -138,6 +141,8 @@ def load(experiment: Experiment, store: Store) -> Data:
             return _signals(experiment, store)
         if experiment.dataset == "imagefolder":
             return _folder(experiment, store)
+        if own.is_own(experiment.dataset):
+            return _own(experiment, store)
         return _torchvision(experiment)
 
 
@@ -230,6 +235,63 @@ def _torchvision(e: Experiment) -> Data:
     train, test = splits
     counts = _counts(e, len(train.y), len(test.y), int(train.y.max()) + 1)
     return _normalised(e, train.take(counts[0]), test.take(counts[1]))
+
+
+# What a user's function returns
+
+
+def _own(e: Experiment, store: Store) -> Data:
+    """A function's, which is called twice: what differs is not data that processes can share."""
+    train, test = splits = _returned(e)
+    for one, other in zip(splits, _returned(e)):
+        if not (torch.equal(one.x, other.x) and torch.equal(one.y, other.y)):
+            raise UnmaskError(f"dataset={e.dataset!r}: returns other data when called again")
+    classes = 1 + int(max(train.y.max(), test.y.max()))
+    counts = _counts(e, len(train.y), len(test.y), classes)
+    train, test = train.take(counts[0]), test.take(counts[1])
+    _refuse_other_images(e, store, _sha256(*(t.numpy().tobytes() for t in (*train[:2], *test[:2]))))
+    if train.x.dtype == torch.uint8:
+        return _normalised(e, train, test)
+    if e.augmentation != "none":
+        raise UnmaskError(f"augmentation={e.augmentation!r}: of bytes only; {e.dataset} has floats")
+    return Data(train, test)
+
+
+def _returned(e: Experiment) -> list[Split]:
+    """Inputs and labels for training and for test, or a torch data set of pairs for each.
+    Raises UnmaskError: they are not."""
+
+    def refuse(said: str):
+        raise UnmaskError(f"dataset={e.dataset!r}: {said}")
+
+    try:
+        found = own.find(e.dataset)()
+        if len(found) == 2:
+            pairs = ([split[i] for i in range(len(split))] for split in found)
+            found = [part for split in pairs for part in zip(*split)]
+        x, y, test_x, test_y = found
+        parts = [_stacked(part) for part in (x, y, test_x, test_y)]
+    except UnmaskError:
+        raise
+    except Exception as error:  # of somebody else's code
+        said = "must return inputs and labels, for training and for test; it ended with"
+        refuse(f"{said} {own.one_line(error)}")
+    splits = []
+    for x, y in (parts[:2], parts[2:]):
+        if y.dim() != 1 or y.is_floating_point() or len(x) != len(y) or not len(y) or y.min() < 0:
+            shapes = f"inputs of shape {tuple(x.shape)}, labels of {tuple(y.shape)}, {y.dtype}"
+            refuse(f"{shapes}: there must be a whole number from 0 on for each input")
+        if not x.isfinite().all():
+            refuse("an input is not finite")
+        images = x.dtype == torch.uint8 and x.dim() == 4
+        splits.append(Split(x if images else x.float(), y.long()))
+    return splits
+
+
+def _stacked(values) -> torch.Tensor:
+    if isinstance(values, (list, tuple)):
+        return torch.stack([torch.as_tensor(value) for value in values])
+    return torch.as_tensor(values)
 
 
 # Images in folders

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from . import own
 from .errors import UnmaskError
 
 if sys.version_info >= (3, 11):
@@ -76,12 +77,21 @@ NETWORKS = {
     "resnet50": Network("ResNet50", width=(64, 64)),
 }
 
+# Of what is a user's own, see `own`, nothing is known beforehand.
+_OWN_DATASET, _OWN_NETWORK = Dataset(None, 3, ("none", "crop-flip")), Network("own")
+_LIBRARIES = "torchvision:NAME, timm:NAME, "
+
 # What a value may be, in words and as a test. Factors beyond the largest are of no use, and would
 # leave the range of float32.
 Rule = tuple[str, Callable[[typing.Any], bool]]
 _SHARE: Rule = "in (0, 1)", lambda v: 0 < v < 1
 _FACTOR: Rule = "above 0 and at most 1e+06", lambda v: 0 < v <= 1e6
 _ODD: Rule = "odd and 3 to 1,001, for the middle", lambda v: 3 <= v <= 1001 and v % 2 == 1
+
+
+def _one_of_or_own(names, more: str) -> Rule:
+    said = f"one of {', '.join(names)}, or {more}FILE.py:FUNCTION or MODULE:FUNCTION"
+    return said, lambda value: value in names or own.is_own(value)
 
 
 def _at_least(least: int, most: float = math.inf) -> Rule:
@@ -111,6 +121,7 @@ _PATH: Rule = "a path without line breaks", lambda v: v == v.strip() and "\n" no
 _DEVICE = "'auto', 'cpu', 'cuda' or 'cuda:N'", re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?").fullmatch
 _AUGMENTATION, _PRECISION = _one_of((*_MOVED, "resized-crop")), _one_of(("float32", "tf32", "bf16"))
 _STEPS = _increasing("a share of the steps, in (0, 1)", _SHARE[1], some=False)
+_NAMES: Rule = "a list of names", lambda v: all(v)
 _ALL = "0 or more; 0 or 'all': all there are", lambda v: v >= 0
 
 
@@ -138,7 +149,7 @@ class Experiment:
     preset: str = setting(("", lambda v: True))
     # data; `folder`: of "imagefolder", see `data.load`. Of a folder's images, samples are drawn
     # by data_seed; of other data sets they are the first ones.
-    dataset: str = setting(_one_of(DATASETS), recipe=True)
+    dataset: str = setting(_one_of_or_own(DATASETS, ""), recipe=True)
     train_samples: int = setting(_ALL, recipe=True)
     test_samples: int = setting(_ALL, recipe=True)
     data_seed: int = setting(("0 to 4294967295", lambda v: 0 <= v < 2**32), recipe=True)
@@ -149,7 +160,7 @@ class Experiment:
     # network and training; the learning rate falls by the schedule: in steps, multiplied by
     # `lr_decay` at the shares `milestones` of all training steps, or smoothly to `lr * lr_decay` at
     # the last of them; over the first `warmup` share of them it rises from 0
-    network: str = setting(_one_of(NETWORKS), recipe=True)
+    network: str = setting(_one_of_or_own(NETWORKS, _LIBRARIES), recipe=True)
     width: int = setting(_at_least(1, 100_000), recipe=True)
     steps: int = setting(_at_least(1), recipe=True)
     batch_size: int = setting(_at_least(2), recipe=True)
@@ -167,6 +178,8 @@ class Experiment:
     rewind_steps: tuple[int, ...] = setting(_PLACES)
     levels: int = setting(_at_least(1, 1000))
     prune_fraction: float = setting(_SHARE, recipe=True)
+    # names of weights that stay, with * and ? for what varies
+    never_pruned: tuple[str, ...] = setting(_NAMES, recipe=True, before=())
     control_every: int = setting(_at_least(1))  # levels at which controls are trained
     # perturbed pairs; lengths in units of the distance that pruning moves the rewind point
     probe_levels: tuple[int, ...] = setting(_PLACES)
@@ -215,7 +228,7 @@ class Experiment:
 
     def _misfits(self) -> Iterator[tuple[str, typing.Any, str]]:
         """Fields that do not fit others: name, value, what is allowed."""
-        data, network = DATASETS[self.dataset], NETWORKS[self.network]
+        data, network = self.known_dataset, self.known_network
         if data.size and self.image_size != data.size:
             yield "image_size", self.image_size, f"{data.size}, the size of {self.dataset}"
         if self.dataset == "mnist1d":
@@ -228,7 +241,9 @@ class Experiment:
             rule = "the folder of the images for imagefolder, and empty for other data sets"
             yield "folder", self.folder, rule
         signals = self.dataset == "mnist1d"
-        if network.signals != signals:
+        if own.is_own(self.dataset) and not own.is_own(self.network):
+            yield "network", self.network, f"your own as well, for {self.dataset}"
+        elif network.signals != signals and not own.is_own(self.network):
             fitting = [name for name, other in NETWORKS.items() if other.signals == signals]
             yield "network", self.network, f"one of {', '.join(fitting)} for {self.dataset}"
         least, most = network.width
@@ -260,14 +275,17 @@ class Experiment:
         """Readable identity of what one training computes; the first folder of all that is
         stored."""
         names = [name for name, field in _fields().items() if field.metadata["recipe"]]
-        return f"{self.dataset}-{self.network}-{self.digest(*names)}"
+        words = re.sub(r"[^a-zA-Z0-9.]+", "-", f"{self.dataset}-{self.network}").strip("-.")
+        return f"{words[-80:]}-{self.digest(*names)}"
 
     def digest(self, *names: str) -> str:
         """Hash of the named fields, 10 hexadecimal digits."""
         values = {"version": RECIPE_VERSION}
         for name in names:
-            if getattr(self, name) != _fields()[name].default:  # see `setting`
-                values[name] = getattr(self, name)
+            value = getattr(self, name)
+            if value != _fields()[name].default:  # see `setting`
+                is_own = name in ("dataset", "network") and own.is_own(value)
+                values[name] = own.identity(value) if is_own else value
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
     def but(self, **changes) -> Experiment:
@@ -280,9 +298,17 @@ class Experiment:
         return dataclasses.replace(self, **changes)
 
     @property
+    def known_dataset(self) -> Dataset:
+        return DATASETS.get(self.dataset, _OWN_DATASET)
+
+    @property
+    def known_network(self) -> Network:
+        return NETWORKS.get(self.network, _OWN_NETWORK)
+
+    @property
     def channels(self) -> int:
         """Channels of an image or signal."""
-        return DATASETS[self.dataset].channels
+        return self.known_dataset.channels
 
     @property
     def streamed(self) -> bool:
@@ -330,6 +356,9 @@ def experiment(preset: str = "miniature", settings: dict | None = None, **change
             "papermill takes one by -y 'settings: {lr: 0.5}'"
         )
     changes = {name: value for name, value in changes.items() if value is not None}
+    for name in ("dataset", "network"):
+        if callable(changes.get(name)):
+            changes[name] = own.name_of(changes[name])
     if twice := [name for name in settings if name in changes]:
         raise UnmaskError(f"settings={settings!r}: {twice[0]} is given beside it as well")
     return PRESETS[preset].but(**changes, **settings)
@@ -345,6 +374,8 @@ def parse_setting(text: str) -> tuple[str, object]:
     kind = _types().get(name, str)
     if kind is str:
         return name, value
+    if kind == tuple[str, ...]:
+        return name, tuple(part.strip() for part in value.split(",") if part.strip())
     value = literal(value)
     if typing.get_origin(kind) is tuple and not isinstance(value, (list, tuple)):
         value = (value,) if value != "" else ()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from . import chains, data, networks, pruning
+from . import chains, data, networks, own, pruning
 from .barriers import grid, segment
 from .chains import CHAINS, RETRAININGS, Place
 from .errors import Degenerate
@@ -50,7 +50,7 @@ class Lab:
         self.device = resolve_device(experiment.device)
         networks.check_size(experiment)
         self.network = networks.build(experiment).to(self.device)
-        self.dense_mask = pruning.dense_mask(self.network)
+        self.dense_mask = pruning.dense_mask(self.network, experiment.never_pruned)
         self.total = pruning.survivors(self.dense_mask)
         self.survivors(experiment.levels)  # raises where there would be none
 
@@ -59,7 +59,10 @@ class Lab:
         """The data set, on the device."""
         with single_thread():  # the mean of the pixels is a sum
             loaded = data.load(self.experiment, self.store)
-            return data.Data(*(split.to(self.device) for split in loaded))
+            found = data.Data(*(split.to(self.device) for split in loaded))
+        if own.is_own(self.experiment.network):
+            networks.check_own(self.experiment, self.network, found.train.as_inputs(2).x)
+        return found
 
     @functools.cached_property
     def measured(self) -> data.Data:

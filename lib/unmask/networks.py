@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import processes
+from . import own, processes
 from .errors import UnmaskError
 from .experiments import NETWORKS, Experiment
 
@@ -216,13 +216,68 @@ def ResNet50(e: Experiment, replicates: int) -> nn.Module:
 def build(experiment: Experiment, replicates: int = 1) -> nn.Module:
     """The experiment's network, with weights still to be loaded.
     Raises UnmaskError: several replicates of a network that has no channel groups to spare
-    (ResNet-50)."""
+    (ResNet-50, a user's own); or a user's cannot be made."""
+    if own.is_own(experiment.network):
+        return _own(experiment, replicates)
     network = NETWORKS[experiment.network]
     return globals()[network.family](experiment, replicates, **network.arguments)
 
 
+def _own(e: Experiment, replicates: int) -> nn.Module:
+    """A network of a library or of the user's: see `own`."""
+    place, _, name = e.network.rpartition(":")
+    if replicates > 1:
+        raise UnmaskError(f"network={e.network!r}: is trained one at a time")
+    try:
+        with torch.random.fork_rng([]):  # which it draws from to initialise itself
+            if place == "torchvision":
+                from torchvision.models import get_model
+
+                network = get_model(name, weights=None, num_classes=e.classes)
+            elif place == "timm":
+                import timm
+
+                network = timm.create_model(name, num_classes=e.classes, in_chans=e.channels)
+            else:
+                network = own.find(e.network)()
+    except UnmaskError:
+        raise
+    except Exception as error:  # of somebody else's code
+        raise UnmaskError(f"network={e.network!r}: {own.one_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        said = f"returns {type(network).__name__}, not a torch.nn.Module"
+        raise UnmaskError(f"network={e.network!r}: {said}")
+    return network
+
+
+def check_own(e: Experiment, network: nn.Module, x: Tensor) -> None:
+    """Try a user's network on some inputs.
+    Raises UnmaskError: it does not take them, or its output is not one logit for each class; a
+    parameter is not finite, or belongs to two modules."""
+    shared = [name for name, _ in network.named_parameters(remove_duplicate=False)]
+    known = {name for name, _ in network.named_parameters()}
+    if tied := sorted(set(shared) - known):
+        said = f"{', '.join(tied)} is the same tensor as another; what is tied cannot be pruned"
+        raise UnmaskError(f"network={e.network!r}: {said}")
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UnmaskError(f"network={e.network!r}: {name} is not finite to begin with")
+    network.eval()
+    try:
+        with torch.no_grad():
+            shape = tuple(network(x).shape)
+    except Exception as error:  # of somebody else's code
+        said = f"does not take inputs of shape {tuple(x.shape)}: {own.one_line(error)}"
+        raise UnmaskError(f"network={e.network!r}: {said}") from error
+    if shape != (len(x), e.classes):
+        said = f"gives {shape} for {len(x)} inputs, not ({len(x)}, {e.classes})"
+        raise UnmaskError(f"network={e.network!r}: {said}")
+
+
 def check_size(experiment: Experiment) -> None:
     """Raises UnmaskError: training the network takes more memory than this machine has."""
+    if own.is_own(experiment.network):
+        return
     with torch.device("meta"):  # counted, not made
         weights = sum(p.numel() for p in build(experiment).parameters())
     # weights, gradients, velocity and mask, of float32
@@ -243,6 +298,10 @@ def kernels(network: nn.Module, precision: str = "float32"):
         # some builds warn about TF32 whenever oneDNN's flags are touched
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", ".*TF32")
+        # attention as it is written, whose shortcut for evaluation is not differentiated forward
+        mha = torch.backends.mha
+        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
         if getattr(network, "native", False):
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         if torch.cuda.is_available():
@@ -261,20 +320,29 @@ def kernels(network: nn.Module, precision: str = "float32"):
 
 def stack(states: Sequence[State]) -> State:
     """The state (or mask) of replicates from the states (or masks) of each."""
+    if len(states) == 1:
+        return states[0]
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 
 def unstack(state: State, replicates: int) -> list[State]:
     """The state of each replicate; the inverse of `stack`."""
+    if replicates == 1:
+        return [{name: tensor.clone() for name, tensor in state.items()}]
     parts = {name: tensor.chunk(replicates) for name, tensor in state.items()}
     return [{name: part[i].clone() for name, part in parts.items()} for i in range(replicates)]
 
 
 def initial_state(experiment: Experiment, generator: torch.Generator) -> State:
-    """A network's state at initialisation, drawn from `generator`.
+    """A network's state at initialisation, drawn from `generator`: a user's own as it initialises
+    itself; of others
 
     Kaiming-normal weights, batch-norm scale uniform in [0, 1], shifts and biases zero (as OpenLTH
     and the authors' closest public configuration do)."""
+    if own.is_own(experiment.network):  # as it initialises itself
+        with torch.random.fork_rng():
+            torch.manual_seed(generator.initial_seed())
+            return state_of(build(experiment))
     network = build(experiment)
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -296,5 +364,12 @@ def state_of(network: nn.Module) -> State:
 
 
 def load_state(network: nn.Module, state: State) -> None:
-    """Copy `state` into the network."""
-    network.load_state_dict(state, strict=False)
+    """Copy `state` into the network.
+    Raises UnmaskError: a name or a shape does not fit."""
+    into = network.state_dict()
+    missing = {name for name in into if not name.endswith("num_batches_tracked")}
+    if odd := sorted(missing ^ set(state)):
+        there = "the state" if odd[0] in state else "the network"
+        raise UnmaskError(f"{odd[0]!r} is in {there} alone: the two do not fit")
+    for name, tensor in state.items():
+        into[name].copy_(tensor)

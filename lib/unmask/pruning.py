@@ -1,11 +1,14 @@
 """Masks: which prunable weights survive.
 
-A mask is a dict of boolean tensors under the names of the prunable weights, those of convolutions
-and linear layers; biases and batch-norm parameters are never pruned, nor what a network names in
-`never_pruned`. Every function returns a new mask and leaves its arguments alone.
+A mask is a dict of boolean tensors under the names of the prunable weights, those of convolutions,
+linear layers and attention; biases, norms and embeddings are never pruned, nor what is frozen or a
+network names in `never_pruned`. Every function returns a new mask and leaves its arguments alone.
 """
 
 from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,12 +20,25 @@ from .networks import State
 Mask = dict[str, Tensor]
 
 
-def dense_mask(network: nn.Module) -> Mask:
-    """The mask that keeps every prunable weight, in the network's order."""
-    mask, never = {}, getattr(network, "never_pruned", ())
-    for name, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and f"{name}.weight" not in never:
-            mask[f"{name}.weight"] = torch.ones(module.weight.shape, dtype=torch.bool)
+def dense_mask(network: nn.Module, never: Sequence[str] = ()) -> Mask:
+    """The mask that keeps every prunable weight, in the network's order; `never`: patterns of names
+    that are not.
+    Raises UnmaskError: there is none, or a pattern fits no parameter."""
+    names = [name for name, _ in network.named_parameters()]
+    if odd := [pattern for pattern in never if not fnmatch.filter(names, pattern)]:
+        raise UnmaskError(f"never_pruned: {odd[0]!r} fits none of {', '.join(names)}")
+    kinds = nn.modules.conv._ConvNd, nn.Linear
+    never = *never, *getattr(network, "never_pruned", ())
+    weights = {f"{name}.weight" for name, m in network.named_modules() if isinstance(m, kinds)}
+    attention = "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"
+    mask = {
+        name: torch.ones(weight.shape, dtype=torch.bool)
+        for name, weight in network.named_parameters()
+        if (name in weights or name.endswith(attention)) and weight.requires_grad
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in never)
+    }
+    if not mask:
+        raise UnmaskError("the network has no weight that can be pruned")
     return mask
 
 

@@ -25,7 +25,7 @@ import pandas as pd
 from . import chains, parallel, processes
 from .chains import Place
 from .errors import Degenerate, UnmaskError
-from .experiments import NETWORKS, Experiment, experiment
+from .experiments import Experiment, experiment
 from .store import TABLE, TENSORS, Store
 
 if TYPE_CHECKING:
@@ -355,7 +355,7 @@ def _output(lab: Lab, node: Node, side_by_side: int) -> parallel.Output:
     steps, passes = work(lab.experiment, node)
     # Forward and backward are about three times forward; and to start the operations of a small
     # network takes as long as two replicates do.
-    small = NETWORKS[lab.experiment.network].signals
+    small = lab.experiment.known_network.signals
     training = 3 * lab.experiment.batch_size * (1 + 2 / side_by_side * small)
     return parallel.Output(entry(lab, node), str(node), training * steps + passes)
 

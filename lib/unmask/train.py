@@ -16,9 +16,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import data, networks, processes, pruning
+from . import data, networks, own, processes, pruning
 from .errors import UnmaskError
-from .experiments import NETWORKS, Experiment
+from .experiments import Experiment
 from .networks import State
 from .store import Store
 
@@ -86,7 +86,7 @@ def train(
     if e.batch_size % shared:
         said = f"batch_size={e.batch_size}: must be a multiple of the {shared} processes"
         raise UnmaskError(said)
-    if shared > 1 and NETWORKS[e.network].signals:
+    if shared > 1 and e.known_network.signals:
         said = f"network={e.network!r}: is trained by one process; run it without torchrun"
         raise UnmaskError(said)
 
@@ -96,21 +96,24 @@ def train(
     networks.load_state(network, networks.stack(projected))
     weights, alive = _as_vector(network, networks.stack([r.mask for r in replicates]))
     velocity = torch.zeros_like(weights)
-    parameters = list(network.parameters())
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    noisy = own.is_own(e.network)  # it may have dropout, or the like
     logits_of = network if shared == 1 else DistributedDataParallel(network)
     unfinished = Unfinished(network, velocity, replicates, snapshots, observe, sorted(observed_at))
     begin = unfinished.resume(store, e, start, lr)
 
     orders = [replicate.order for replicate in replicates]
-    with networks.kernels(network, e.precision), single_thread():
+    with networks.kernels(network, e.precision), single_thread(), _random(split.device, noisy):
         for step, (x, y) in enumerate(batches(e, split, orders, begin, snapshots[-1]), begin):
+            if noisy:  # a pure function of order and step, as the batch is
+                torch.manual_seed(generator(*orders[0], "noise", step).initial_seed())
             # The sum of the replicates' mean losses: each gets the gradient of its own.
             loss = F.cross_entropy(logits_of(x), y, reduction="sum") * count / len(y)
             network.zero_grad()
             loss.backward()
             with torch.no_grad():
                 # As torch.optim.SGD, for all parameters in one vector.
-                gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])
+                gradient = torch.cat([_gradient(parameter) for parameter in parameters])
                 update = velocity.mul_(e.momentum).add_(gradient) if e.momentum else gradient
                 if e.weight_decay:
                     update.add_(weights, alpha=e.weight_decay)
@@ -121,6 +124,17 @@ def train(
             unfinished.record(step + 1)
             unfinished.keep(step + 1)
     return unfinished.by_replicate()
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Flat; zero where the loss does not depend on it."""
+    found = parameter.grad
+    return (torch.zeros_like(parameter) if found is None else found).flatten()
+
+
+def _random(device: torch.device, noisy: bool):
+    """Leaves the global generators, which a user's network draws from, as they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=noisy)
 
 
 def is_finite(state: State) -> bool:
@@ -189,7 +203,7 @@ def _as_vector(network: nn.Module, mask: pruning.Mask) -> tuple[Tensor, Tensor]:
     """Lay the parameters out in one vector, of which they become views, and the mask beside it.
 
     One update of one vector costs a tenth of one update for each of some thirty small tensors."""
-    named = dict(network.named_parameters())
+    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     weights = torch.cat([p.detach().flatten() for p in named.values()])
     kept = [mask.get(name, torch.ones_like(p)).flatten() for name, p in named.items()]
     alive = torch.cat([part.to(weights) for part in kept])
@@ -293,7 +307,7 @@ def replicates_at_once(experiment: Experiment, device: torch.device) -> int:
 
     Several where each gets to the bit what it would get alone, so that results do not depend on who
     was with it: of networks for signals, on a CPU. More than six gain nothing there."""
-    return 6 if NETWORKS[experiment.network].signals and device.type == "cpu" else 1
+    return 6 if experiment.known_network.signals and device.type == "cpu" else 1
 
 
 def train_all(

@@ -22,7 +22,7 @@ import unmask
 from .. import plots
 from ..chains import place
 from ..errors import Degenerate, UnmaskError
-from ..experiments import NETWORKS, Experiment
+from ..experiments import Experiment
 from ..plots import DASHES, PERCENT, styles
 from ..tables import Part, levels_below_the_last, table
 from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, in_numbers
@@ -261,7 +261,7 @@ def _products(e: Experiment, seed: int, level: int) -> float:
     # the exact matrices of a network that is small enough, or estimates
     exact = EXACT_UP_TO * (1 - e.prune_fraction) ** level
     estimated = e.lanczos_probes * e.lanczos_steps
-    small = NETWORKS[e.network].signals
+    small = e.known_network.signals
     return 2 * 4 * e.curvature_samples * (exact if small else estimated)
 
 

@@ -1,0 +1,364 @@
+"""Networks and data of a user's own: trained as by a plain loop, and one line for what does not
+work."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import unmask
+from unmask import data, networks, own, pruning
+from unmask.cli import main
+from unmask.errors import UnmaskError
+from unmask.experiments import experiment
+from unmask.lab import Lab
+from unmask.train import Start, batches, generator, learning_rate, train
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = """
+import torch
+from torch import nn
+
+
+class Residual(nn.Module):
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        return x + self.inside(x)
+
+
+def mlp():
+    hidden = nn.Linear(12, 24), nn.LayerNorm(24), nn.GELU(), nn.Dropout(0.2)
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(24, 3))
+
+
+def convmixer():  # along the 40 points of a signal
+    along = nn.Conv1d(8, 8, 5, padding=2, groups=8), nn.GELU(), nn.BatchNorm1d(8)
+    across = nn.Conv1d(8, 8, 1), nn.GELU(), nn.BatchNorm1d(8)
+    patches = nn.Conv1d(1, 8, 4, stride=4), nn.GELU(), nn.BatchNorm1d(8)
+    ends = nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 10)
+    return nn.Sequential(*patches, Residual(nn.Sequential(*along)), *across, *ends)
+
+
+class ViT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.cls, self.at = nn.Parameter(torch.zeros(1, 1, 8)), nn.Embedding(5, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.head = nn.Linear(8, 2)
+        self.register_buffer("places", torch.arange(5))
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.at(self.places)
+        return self.head(self.layer(x)[:, 0])
+
+
+def frozen():
+    network = mlp()
+    network[1].requires_grad_(False)
+    return network
+
+
+def instance_norm():  # upwards and down again
+    up = nn.ConvTranspose2d(3, 4, 2, stride=2), nn.InstanceNorm2d(4, affine=True), nn.ReLU()
+    down = nn.Conv2d(4, 8, 4, stride=4), nn.GroupNorm(2, 8), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*up, *down, nn.Flatten(), nn.Linear(8, 2))
+
+
+def vectors():
+    x = torch.randn(90, 3, 4, generator=torch.Generator().manual_seed(0))
+    y = x.flatten(1)[:, :3].argmax(1)
+    return x[:60], y[:60], x[60:], y[60:]
+
+
+def pairs():
+    x, y, test_x, test_y = vectors()
+    return torch.utils.data.TensorDataset(x, y), list(zip(test_x, test_y.tolist()))
+"""
+BAD = """
+import torch
+from torch import nn
+
+SEEN = []
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.two.weight = self.one.weight
+
+    def forward(self, x):
+        return self.last(self.two(self.one(x.flatten(1))))
+
+
+def no_network():
+    return 3
+
+
+def fails():
+    return nn.Linear(3, -3)
+
+
+def wrong_shape():
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+
+
+def wrong_input():
+    return nn.Sequential(nn.Flatten(), nn.Linear(11, 3))
+
+
+def nothing_to_prune():
+    return nn.Sequential(nn.Flatten(), nn.LayerNorm(12))
+
+
+def not_finite():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    nn.init.constant_(network[1].weight, float("nan"))
+    return network
+
+
+def three():
+    return torch.zeros(4, 2), torch.zeros(4).long(), torch.zeros(4, 2)
+
+
+def fractions():
+    return torch.zeros(60, 2), torch.zeros(60), torch.zeros(30, 2), torch.zeros(30)
+
+
+def infinite():
+    zeros = torch.zeros(60).long()
+    return torch.zeros(60, 2) / 0, zeros, torch.zeros(30, 2), zeros[:30]
+
+
+def random():
+    return torch.randn(60, 2), torch.zeros(60).long(), torch.randn(30, 2), torch.zeros(30).long()
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A user's folder: two files, and random images of 8 x 8 pixels, 2 classes."""
+    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "bad.py").write_text(BAD)
+    noise = np.random.RandomState(0)
+    for split, count in (("train", 30), ("test", 10)):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.randint(0, 128, (8, 8, 3)) + 100 * label
+                path = tmp_path / f"pets/{split}/{name}/{i:02d}.png"
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNMASK_DATA", str(tmp_path))
+    monkeypatch.setenv("UNMASK_STORE", str(tmp_path / "store"))
+    return tmp_path
+
+
+SHORT = dict(steps=20, batch_size=20, lr=0.05, rewind_steps=(0, 5), levels=2, control_every=1)
+SHORT |= dict(probe_levels=(1,), limit_levels=(1,), curvature_samples=20, seeds=1)
+VECTORS = dict(dataset="mine.py:vectors", classes=3, train_samples=0, test_samples=0)
+PETS = dict(dataset="imagefolder", folder="pets", image_size=8, classes=2, augmentation="crop-flip")
+PETS |= dict(train_samples=0, test_samples=0)
+CASES = {
+    "MLP, dropout, layer norm": VECTORS | dict(network="mine.py:mlp"),
+    "MLP, frozen layer": VECTORS | dict(network="mine.py:frozen"),
+    "ConvMixer on signals": dict(network="mine.py:convmixer"),
+    "ViT": PETS | dict(network="mine.py:ViT"),
+    "transposed, instance and group norm": PETS | dict(network="mine.py:instance_norm"),
+    "MobileNetV3": PETS | dict(network="torchvision:mobilenet_v3_small"),
+    "timm": PETS | dict(network="timm:test_byobnet.r160_in1k"),
+}
+
+
+def of(name, **changes):
+    return experiment("smoke", **SHORT | CASES[name] | changes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_trains_as_a_plain_loop_would(here, store, name):
+    e = of(name)
+    lab = Lab(e, store)
+    split, state = lab.data.train, lab.initial(0)
+    mask = pruning.prune_random(lab.dense_mask, lab.total // 2, generator("mask"))
+    (found,) = train(e, split, [Start(state, mask, ("order",))])
+
+    network = networks.build(e).train()
+    network.load_state_dict(pruning.apply(mask, state), strict=False)
+    learned = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+    rates = dict(lr=e.lr, momentum=e.momentum, weight_decay=e.weight_decay)
+    optimizer = torch.optim.SGD([p for _, p in learned], **rates)
+    for step, (x, y) in enumerate(batches(e, split, [("order",)], 0, e.steps)):
+        optimizer.param_groups[0]["lr"] = learning_rate(e, step)
+        torch.manual_seed(generator("order", "noise", step).initial_seed())
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for n, p in learned:
+                p.mul_(mask.get(n, torch.tensor(True)))
+    for n, tensor in networks.state_of(network).items():
+        torch.testing.assert_close(found.states[e.steps][n], tensor, rtol=2e-3, atol=2e-4, msg=n)
+
+
+@pytest.mark.parametrize("name", ["MLP, dropout, layer norm", "ConvMixer on signals", "ViT"])
+def test_all_tables_are_measured(here, store, name):
+    e = of(name, lanczos_steps=4, prune_ratios=(0.5,), perturbation_lengths=(0.0, 1.0))
+    found = unmask.measure(e, store=store, jobs=1)
+    assert set(found) == set(unmask.tables.known_tables())
+    again = unmask.measure(e, ["levels"], unmask.Store(here / "again"), jobs=2)["levels"]
+    assert again.equals(found["levels"])  # in another process, to the bit, dropout and all
+
+
+def test_dropout_draws_anew_each_step_and_leaves_the_global_generator(here, store):
+    e = of("MLP, dropout, layer norm")
+    lab = Lab(e, store)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    start = Start(lab.initial(0), lab.dense_mask, ("order",))
+    one, other = (train(e, lab.data.train, [start])[0].states[e.steps] for _ in range(2))
+    assert all(torch.equal(one[n], other[n]) for n in one)
+    assert torch.equal(torch.get_rng_state(), before)
+    first, second = lab.initial(0), lab.initial(1)
+    assert not torch.equal(first["1.weight"], second["1.weight"])  # it initialises itself, by seed
+
+
+def test_what_can_be_pruned(here):
+    def prunable(name, **changes):
+        e = of(name, **changes)
+        return list(pruning.dense_mask(networks.build(e), e.never_pruned))
+
+    assert prunable("MLP, dropout, layer norm") == ["1.weight", "5.weight"]
+    assert prunable("MLP, dropout, layer norm", never_pruned=("5.*",)) == ["1.weight"]
+    assert prunable("MLP, frozen layer") == ["5.weight"]
+    attention = ["layer.self_attn.in_proj_weight", "layer.self_attn.out_proj.weight"]
+    linear = ["layer.linear1.weight", "layer.linear2.weight", "head.weight"]
+    assert prunable("ViT") == ["patches.weight", *attention, *linear]
+    deep = prunable("MobileNetV3")
+    assert len(deep) == 54 and "features.1.block.0.0.weight" in deep
+    with pytest.raises(UnmaskError, match="never_pruned: '9.*' fits none of 1.weight, 1.bias, "):
+        prunable("MLP, dropout, layer norm", never_pruned=("9.*",))
+
+
+def test_what_can_be_pruned_is_shown(here, capsys):
+    words = [f"{name}={value}" for name, value in CASES["MLP, dropout, layer norm"].items()]
+    arguments = [part for word in words for part in ("--set", word)]
+    assert main(["show", "smoke", *arguments, "--set", "never_pruned=5.*, 2.*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[-2:]] == [
+        ["1.weight", "24", "x", "12", "288"],
+        ["288", "weights", "of", "435", "parameters", "can", "be", "pruned"],
+    ]
+    assert any(line.split() == ["network", "mine.py:mlp"] for line in lines)
+    assert any(line.split() == ["never_pruned", "5.*,2.*"] for line in lines)
+
+
+def test_the_readme_s_example_works_as_it_stands(here, capsys):
+    section = (ROOT / "README.md").read_text().partition("## Your network")[2]
+    (here / "mine.py").write_text(section.partition("```python\n")[2].partition("```")[0])
+    mine, show, run, *_ = section.partition("```sh\n")[2].splitlines()
+    settings = mine.removeprefix('mine="').removesuffix('"').split()
+    for line in show, run:
+        (*words, given) = line.partition("#")[0].split()
+        assert given == "$mine" and words.pop(0) == "unmask"
+        assert (
+            main([*words, *settings, *(["--tables", "levels"] if words[0] == "run" else [])]) == 0
+        )
+    said = capsys.readouterr().out
+    assert "1,536 weights of 1,732 parameters can be pruned" in said and "what was asked" in said
+
+
+def test_a_pair_of_data_sets_is_as_good_as_four_tensors(here, store):
+    one = data.load(of("MLP, dropout, layer norm"), store)
+    other = data.load(of("MLP, dropout, layer norm", dataset="mine.py:pairs"), store)
+    for a, b in zip(one, other):
+        assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and a.x.shape[1:] == (3, 4)
+
+
+def test_identity_goes_by_what_the_file_says(here, monkeypatch):
+    def recipe(**changes):
+        own._digest.cache_clear()
+        return of("MLP, dropout, layer norm", **changes).recipe
+
+    first = recipe()
+    assert first.startswith("mine.py-vectors-mine.py-mlp-")
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere/mine.py").write_text(CODE)
+    by_path = recipe(network=str(here / "elsewhere/mine.py:mlp"))
+    assert by_path.rpartition("-")[2] == first.rpartition("-")[2]
+    assert recipe(network="mine:mlp").rpartition("-")[2] == first.rpartition("-")[2]
+    (here / "mine.py").write_text(CODE.replace("Dropout(0.2)", "Dropout(0.3)"))
+    assert recipe() != first
+
+
+def test_a_function_is_as_good_as_its_name():
+    found = experiment("smoke", network=a_network, **SHORT)
+    assert found.network == f"{Path(__file__)}:a_network"
+    assert isinstance(networks.build(found), torch.nn.Linear)
+    for function in (lambda: a_network(), torch.nn.Linear(3, 3).forward):
+        with pytest.raises(UnmaskError, match=": must be a function at the top of a file, so that"):
+            experiment("smoke", network=function)
+
+
+def a_network():
+    return torch.nn.Linear(40, 10)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"network": "nowhere.py:mlp"}, "'nowhere.py': there is no such file or module"),
+        ({"network": "nowhere.at.all:mlp"}, "'nowhere.at.all': there is no such file or module"),
+        ({"network": "mine.py:nothing"}, "mine.py:nothing: mine.py has no function 'nothing'"),
+        ({"network": "bad.py:number"}, "bad.py has no function 'number'"),
+        ({"network": "broken.py:mlp"}, "broken.py cannot be imported: SyntaxError: "),
+        ({"network": "bad.py:no_network"}, "returns int, not a torch.nn.Module"),
+        ({"network": "bad.py:fails"}, "network='bad.py:fails': RuntimeError: "),
+        ({"network": "bad.py:wrong_shape"}, "gives (2, 4) for 2 inputs, not (2, 3)"),
+        ({"network": "bad.py:wrong_input"}, "does not take inputs of shape (2, 3, 4): RuntimeErr"),
+        ({"network": "bad.py:nothing_to_prune"}, "the network has no weight that can be pruned"),
+        ({"network": "bad.py:not_finite"}, "1.weight is not finite to begin with"),
+        ({"network": "bad.py:Tied"}, "two.weight is the same tensor as another"),
+        ({"network": "torchvision:nothing"}, "network='torchvision:nothing': ValueError: "),
+        ({"network": "timm:nothing"}, "network='timm:nothing': RuntimeError: "),
+        ({"network": "mlp"}, "must be one of resnet1d, resnet1d-strided, "),
+        ({"network": "resnet20"}, "must be your own as well, for mine.py:vectors"),
+        ({"dataset": "bad.py:three"}, "must return inputs and labels, for training and for test"),
+        ({"dataset": "bad.py:fractions"}, "there must be a whole number from 0 on for each input"),
+        ({"dataset": "bad.py:infinite"}, "an input is not finite"),
+        ({"dataset": "bad.py:random"}, "returns other data when called again"),
+        ({"classes": 4}, "classes=4: mine.py:vectors has 3"),
+        ({"augmentation": "crop-flip"}, "augmentation='crop-flip': of bytes only; mine.py:vec"),
+    ],
+)
+def test_what_does_not_work_is_said_in_one_line(here, capsys, changes, said):
+    (here / "broken.py").write_text("def mlp(:\n")
+    settings = SHORT | CASES["MLP, dropout, layer norm"] | changes
+    typed = []
+    for name, value in settings.items():
+        word = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        typed += ["--set", f"{name}={word}"]
+    assert main(["run", "smoke", *typed, "--tables", "levels", "--jobs", "1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0]
+    assert not list((here / "store").rglob("*dense*"))
+
+
+def test_a_state_that_does_not_fit_is_refused(here, store):
+    lab = Lab(of("MLP, dropout, layer norm"), store)
+    state = lab.initial(0)
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    with pytest.raises(UnmaskError, match="'1.bias' is in the network alone: the two do not fit"):
+        networks.load_state(lab.network, wrapped)
+    with pytest.raises(UnmaskError, match="'weight_orig' is in the state alone"):
+        networks.load_state(lab.network, state | {"weight_orig": torch.zeros(1)})
