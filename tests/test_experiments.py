@@ -48,6 +48,7 @@ def test_every_changed_field_gives_a_new_identity():
         rewind_steps=(0, 6),
         levels=2,
         prune_fraction=0.3,
+        never_pruned=("linear.weight",),
         control_every=1,
         probe_levels=(1,),
         perturbation_lengths=(0.0, 1.0),

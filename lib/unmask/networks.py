@@ -367,8 +367,8 @@ def load_state(network: nn.Module, state: State) -> None:
     """Copy `state` into the network.
     Raises UnmaskError: a name or a shape does not fit."""
     into = network.state_dict()
-    missing = {name for name in into if not name.endswith("num_batches_tracked")}
-    if odd := sorted(missing ^ set(state)):
+    counted = {name for name in (*into, *state) if name.endswith("num_batches_tracked")}
+    if odd := sorted((set(into) ^ set(state)) - counted):
         there = "the state" if odd[0] in state else "the network"
         raise UnmaskError(f"{odd[0]!r} is in {there} alone: the two do not fit")
     for name, tensor in state.items():

@@ -110,9 +110,9 @@ def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int) -> list[str | None]:
     if jobs <= 1:
         return [_do(task, lab) for task in tasks]
     pool = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)
-    root = str(lab.store.root)
+    where = str(lab.store.root), os.getcwd()
     try:
-        return pool(joblib.delayed(_do_there)(task, lab.experiment, root) for task in tasks)
+        return pool(joblib.delayed(_do_there)(task, lab.experiment, *where) for task in tasks)
     except TerminatedWorkerError as error:
         raise UnmaskError(
             "a worker process was killed, perhaps for want of memory; what was finished is in the "
@@ -120,7 +120,8 @@ def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int) -> list[str | None]:
         ) from error
 
 
-def _do_there(task: Task, experiment: Experiment, root: str) -> str | None:
+def _do_there(task: Task, experiment: Experiment, root: str, folder: str) -> str | None:
+    os.chdir(folder)  # where a user's files are found; a worker may be older than that
     return _do(task, _lab(experiment, root))
 
 
