@@ -739,10 +739,10 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
 
 def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     """By name; shares in percent, NaN where there is none. `miss_CRITERION_MASK`: of the main
-    reading."""
-    table = main_reading(predicted_and_measured(tables, e))
-    measured = limits_by_mask(tables, e)
-    flat = flatness(tables)
+    reading, `miss_gradient_MASK` of the theory that counts the gradient as well."""
+    every = predicted_and_measured(tables, e)
+    table, measured, flat = main_reading(every), limits_by_mask(tables, e), flatness(tables)
+    sloped = every[every.gradient & (every.reading == CLIPPED) & ~every.unresolved]
     found = {
         "loss_height": 1000 * e.loss_height,
         "samples": e.curvature_samples,
@@ -758,6 +758,8 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
             rows = rows[~rows.unresolved]
             found |= in_numbers(f"{name}_{mask}", by_seed(rows, 100 * rows.predicted))
             found |= in_numbers(f"miss_{name}_{mask}", by_seed(rows, 100 * rows.miss))
+        rows = sloped[sloped["mask"] == mask]
+        found |= in_numbers(f"miss_gradient_{mask}", by_seed(rows, 100 * rows.miss))
         for way in (EXISTS, FINDS):
             rows = measured[(measured["mask"] == mask) & (measured.way == way)]
             found |= in_numbers(f"{way}_{mask}", by_seed(rows, 100 * rows.ratio))
@@ -910,6 +912,8 @@ def maximum_ratios(tables: Tables, e: Experiment) -> Figure:
         rows = table[(table.reading == reading) & ~table.gradient]
         rows = rows[rows.criterion == "random subspace"]
         sources[f"theory, {words}"] = rows.assign(value=rows.predicted)
+    rows = table[table.gradient & (table.reading == CLIPPED)]
+    sources["theory, with the gradient"] = rows.assign(value=rows.predicted)
     rows = main_reading(table)
     rows = rows[rows.criterion == "exact quadratic"]
     sources["exact quadratic"] = rows.assign(value=rows.predicted)
@@ -917,15 +921,17 @@ def maximum_ratios(tables: Tables, e: Experiment) -> Figure:
     looks = styles(sources)
     for ax, mask in zip(axes[0], MASKS):
         for index, (label, rows) in enumerate(sources.items()):
-            shift = 0.13 * (index - (len(sources) - 1) / 2)
+            shift = 0.11 * (index - (len(sources) - 1) / 2)
             here = rows[rows["mask"] == mask].groupby("level").value
             ends = here.apply(interval)
             at = [places[level] + shift for level in ends.index]
             mean, low, high = (PERCENT * np.array(part) for part in zip(*ends))
             look = looks[label] | {"ls": "none", "elinewidth": 1.2, "label": label}
             ax.errorbar(at, mean, np.stack([mean - low, high - mean]), **look)
-        ax.set(title=f"{mask} pruning", xlabel="level", ylim=(-3, 103))
-        ax.set_xticks(range(len(places)), places)
+        ax.set(title=f"{mask} pruning", ylim=(-3, 103))
+        ax.set_xticks(range(len(places)), [f"level {level}" for level in places])
+        for border in range(1, len(places)):
+            ax.axvline(border - 0.5, color="0.8", lw=1)
     axes[0, 0].set_ylabel("maximum pruning ratio (%)")
     plots.legend_beside(axes[0, 1], fontsize="small")
     return figure
@@ -939,9 +945,10 @@ def ways_to_projections(tables: Tables, e: Experiment) -> Figure:
     places = {level: at for at, level in enumerate(sorted(ways.level.unique()))}
     densest = ways[(ways.level == min(places)) & (ways.seed == ways.seed.min())]
     once = ways[ways.t == 0]
-    for shift, (mask, style) in zip((-0.12, 0.12), _LOOKS.items()):
+    for shift, (mask, style) in zip((-0.15, 0.15), _LOOKS.items()):
         rows = once[once["mask"] == mask]
-        at = rows.level.map(places) + shift + 0.05 * (rows.seed - rows.seed.mean())
+        aside = (rows.seed - rows.seed.mean()) / max(1, rows.seed.max() - rows.seed.min())
+        at = rows.level.map(places) + shift + 0.2 * aside
         left.plot(at, rows.curvature, ls="none", alpha=0.8, label=f"{mask} pruning", **style)
         for _, way in densest[densest["mask"] == mask].groupby("draw"):
             right.plot(way.t * way.distance, way.loss, lw=1, **style)
