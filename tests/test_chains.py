@@ -9,6 +9,7 @@ import torch
 import unmask
 from unmask import chains, networks, pruning, tables
 from unmask import train as training
+from unmask.cli import main
 from unmask.chains import CONTROLS, KINDS, Place, dense, place
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
@@ -460,6 +461,31 @@ def test_a_table_may_be_declared_anywhere(tiny, store):
     finally:
         del tables.TABLES["means"]
     assert "means" not in tables.known_tables()
+
+
+def test_a_ticket_that_leaves_computes_the_same(smoke, monkeypatch, tmp_path, capsys):
+    """By what its card says, in plain PyTorch: to the bit."""
+    lab, at = smoke, Place("imp", 1, 5, 2)
+    ticket = lab.tickets([at])[0]
+    monkeypatch.setenv("UNMASK_STORE", str(lab.store.root))
+    place = ["--seed", "1", "--rewind-step", "5", "--level", "2"]
+    assert main(["export", "smoke", *place, "--output", str(tmp_path / "out")]) == 0
+    assert "(imp, seed 1, rewind step 5, level 2)" in capsys.readouterr().out
+    card = (tmp_path / "out/README.md").read_text()
+    error = lab.evaluate(ticket.state).error
+    assert card.startswith(f"# {at}\n") and f"| test error | {error:.2%} |" in card
+    assert f"| weights left | {lab.survivors(2):,} of 1,876 (64" in card
+    found = {}
+    monkeypatch.chdir(tmp_path / "out")
+    exec(card.partition("```python\n")[2].partition("```")[0], found)
+    networks.load_state(lab.network, ticket.state)
+    x, _ = next(lab.data.test.chunks(100))
+    assert torch.equal(found["network"].eval()(x), lab.network.eval()(x))
+    for name, kept in ticket.mask.items():
+        pruned = found["network"].get_submodule(name.removesuffix(".weight"))
+        assert torch.equal(pruned.weight_mask, kept.float())
+    assert main(["export", "smoke", "--seed", "7"]) == 2
+    assert "seed 7, rewind step 5, level 3: is not in" in capsys.readouterr().err
 
 
 def test_what_there_is_to_do_is_told_beforehand(smoke):

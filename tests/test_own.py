@@ -78,6 +78,12 @@ def vectors():
     return x[:60], y[:60], x[60:], y[60:]
 
 
+def images():
+    x = torch.randint(256, (90, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0].float().mean((1, 2)) > 127).long()
+    return x[:60].to(torch.uint8), y[:60], x[60:].to(torch.uint8), y[60:]
+
+
 def pairs():
     x, y, test_x, test_y = vectors()
     return torch.utils.data.TensorDataset(x, y), list(zip(test_x, test_y.tolist()))
@@ -283,6 +289,17 @@ def test_a_pair_of_data_sets_is_as_good_as_four_tensors(here, store):
     other = data.load(of("MLP, dropout, layer norm", dataset="mine.py:pairs"), store)
     for a, b in zip(one, other):
         assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and a.x.shape[1:] == (3, 4)
+
+
+def test_images_as_bytes_are_normalised_and_moved(here, store):
+    changes = dict(dataset="mine.py:images", folder="", network="mine.py:instance_norm")
+    e = of("ViT", **changes)
+    split = data.load(e, store).train
+    (x, _), *_ = split.chunks(60)
+    assert x.mean((0, 2, 3)) == pytest.approx(torch.zeros(3), abs=1e-5)
+    first, second = (next(batches(e, split, [order], 0, 1))[0] for order in (("a",), ("b",)))
+    assert first.shape == second.shape == (20, 3, 8, 8) and not torch.equal(first, second)
+    assert unmask.table("levels", e, store, jobs=1).test_error.between(0, 1).all()
 
 
 def test_identity_goes_by_what_the_file_says(here, monkeypatch):

@@ -69,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     said = "a folder, or for one notebook a file (default: the folder build/executed)"
     command.add_argument("--output", type=Path, metavar="PATH", help=said)
 
+    command = commands.add_parser("export", help="one trained network and its mask, as files")
+    command.set_defaults(command=_export)
+    _takes_experiment(command)
+    said = "by default the last level from the last rewind step, of the first seed, by IMP"
+    for name in ("level", "rewind-step", "seed"):
+        command.add_argument(f"--{name}", type=int, metavar="N", help=said)
+    command.add_argument("--kind", default="imp", help="imp, or another way to prune it")
+    said = "the folder to write (default: build/ticket)"
+    command.add_argument("--output", type=Path, default=Path("build/ticket"), help=said)
+
     command = commands.add_parser("store", help="what is stored, and whether it is whole")
     command.set_defaults(command=_store)
     command.add_argument("action", choices=("ls", "verify"))
@@ -150,6 +160,20 @@ def _execute(options) -> None:
     for notebook, target in targets(options.notebooks, options.output, parameters):
         execute(notebook, target, parameters)
         print(f"unmask: wrote {target}")
+
+
+def _export(options) -> None:
+    chosen = _experiment(options)
+    from .chains import place
+    from .export import export
+    from .lab import Lab
+    from .store import Store
+
+    seed = chosen.first_seed if options.seed is None else options.seed
+    step = chosen.latest if options.rewind_step is None else options.rewind_step
+    level = chosen.levels if options.level is None else options.level
+    found = place(chosen, options.kind, seed, step, level)
+    print(f"unmask: wrote {export(Lab(chosen, Store()), found, options.output)} ({found})")
 
 
 def _store(options) -> int:

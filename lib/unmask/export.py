@@ -1,0 +1,81 @@
+"""Tickets that leave: one trained sparse network with its mask, as files that need no unmask."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import safetensors.torch
+
+from . import own
+from .chains import Place
+from .errors import UnmaskError
+from .experiments import PRESETS
+from .lab import Lab
+from .store import TENSORS, commit, write_atomically
+
+_CARD = """\
+# {title}
+
+| | |
+|---|---|
+{rows}
+
+`ticket.safetensors` holds the trained weights, zero where they are pruned, and under `mask:NAME`
+the mask of each weight NAME that could be pruned. To go on with it in plain PyTorch:
+
+```python
+from safetensors.torch import load_file
+from torch.nn.utils import prune
+
+{network}
+tensors = load_file("ticket.safetensors")
+state = {{name: tensor for name, tensor in tensors.items() if ":" not in name}}
+network.load_state_dict(state, strict=False)  # but for counters of batches
+for name, module in network.named_modules():
+    if f"mask:{{name}}.weight" in tensors:
+        prune.custom_from_mask(module, "weight", tensors[f"mask:{{name}}.weight"])
+```
+"""
+
+
+def export(lab: Lab, place: Place, folder: Path) -> Path:
+    """Write the network at a place to `folder`: `ticket.safetensors`, and a card that says what it
+    is and loads it.
+    Raises UnmaskError: it was not trained yet, or the folder cannot be written."""
+    e = lab.experiment
+    if lab.name(place) + TENSORS not in lab.store:
+        said = f"is not in {lab.store.root} yet; `unmask run` trains it"
+        raise UnmaskError(f"{place}: {said}")
+    ticket, level = lab.tickets([place])[0], place.level
+    error = lab.evaluate(ticket.state).error
+    preset = PRESETS[e.preset]
+    changes = {
+        field.name: getattr(e, field.name)
+        for field in dataclasses.fields(e)
+        if getattr(e, field.name) != getattr(preset, field.name)
+    }
+    about = {
+        "data, network": f"{e.dataset}, {e.network}",
+        "preset, changes": f"{e.preset}, {changes or 'none'}",
+        "recipe": e.recipe,
+        "weights left": f"{lab.survivors(level):,} of {lab.total:,} ({lab.density(level):.2%})",
+        "test error": f"{error:.2%}",
+        "trained by": f"unmask, commit {lab.store.provenance(lab.name(place) + TENSORS)['commit']}",
+        "exported by": f"unmask, commit {commit()}",
+    }
+    arguments = ", ".join([repr(e.preset), *(f"{k}={v!r}" for k, v in changes.items())])
+    network = f"import unmask\n\nnetwork = unmask.networks.build(unmask.experiment({arguments}))"
+    if own.is_own(e.network):
+        network = f"network = ...  # {e.network}"
+    rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())
+    card = _CARD.format(title=place, rows=rows, network=network)
+    tensors = ticket.state | {f"mask:{name}": kept for name, kept in ticket.mask.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "ticket.safetensors", safetensors.torch.save(tensors))
+        write_atomically(folder / "README.md", card.encode())
+    except OSError as failed:
+        said = f"output={str(folder)!r}: cannot be written: {failed.strerror}"
+        raise UnmaskError(said) from failed
+    return folder
