@@ -1,17 +1,33 @@
 """The store: whole or absent, damage found and repaired, and one clear line when it cannot be
 written."""
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 
+import unmask
 from unmask import store as module
+from unmask import tables
+from unmask.chains import Place
 from unmask.cli import main
 from unmask.errors import UnmaskError
+from unmask.experiments import experiment
+from unmask.lab import Lab
+from unmask.store import Store
 
 
 def compute_counted(calls, value):
@@ -44,6 +60,7 @@ def test_a_second_read_computes_nothing(store):
 
 
 def test_others_may_read_what_they_may_read_of_other_files(store):
+    store.prepare()
     (store.root / "plain").write_text("")
     store.put_tensors("shared", {"x": torch.zeros(2)})
     usual = (store.root / "plain").stat().st_mode
@@ -64,7 +81,7 @@ def test_tables_come_back_to_the_bit(store):
         (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "content was altered"),
         (lambda path: path.unlink(), ".csv file missing"),
         (lambda path: path.with_name(path.name + ".json").write_text("{"), ".json cannot be read"),
-        (lambda path: path.with_name(path.name + ".json").write_text("{}"), "stored were None"),
+        (lambda path: path.with_name(path.name + ".json").write_text("{}"), "no bytes"),
         (lambda path: path.with_name(path.name + ".json").write_text("[]"), "not a record"),
     ],
 )
@@ -81,6 +98,7 @@ def test_a_damaged_entry_is_reported_and_computed_again(store, harm, said, capsy
 
 
 def test_data_without_its_checksum_counts_as_absent(store):
+    store.prepare()
     (store.root / "t.csv").write_text("x\n7\n")
     assert store.table("t", lambda: pd.DataFrame({"x": [1]})).x.tolist() == [1]
 
@@ -119,3 +137,243 @@ def test_listing_names_every_entry_with_its_provenance(store, monkeypatch, capsy
     assert {"sha256", "bytes", "seconds", "date", "torch", "python"} <= set(about)
     monkeypatch.setenv("UNMASK_STORE", str(store.root))
     assert main(["store", "ls"]) == 0 and "a.csv" in capsys.readouterr().out
+
+
+def swap(store, one, other):
+    """An entry and its record with another's."""
+    for ending in ("", ".json"):
+        a, b, aside = (store.root / (name + ending) for name in (one, other, "aside"))
+        a.rename(aside)
+        b.rename(a)
+        aside.rename(b)
+
+
+def test_an_entry_that_is_another_s_is_noticed(store, capsys):
+    for name, value in (("a", 1), ("b", 2)):
+        store.table(name, lambda: pd.DataFrame({"x": [value]}))  # noqa: B023
+    swap(store, "a.csv", "b.csv")
+    assert store.damage("a.csv") == "it is that of b.csv"
+    assert store.table("a", lambda: pd.DataFrame({"x": [1]})).x.tolist() == [1]
+    assert "a.csv is damaged (it is that of b.csv); computing it again" in capsys.readouterr().err
+
+
+def nested(path):
+    path.with_name(path.name + ".json").write_text("[" * 100_000)
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+    (path / "notes").write_text("of somebody")
+
+
+def folder_for_record(path):
+    folder(path.with_name(path.name + ".json"))
+
+
+def no_number(path):
+    record = path.with_name(path.name + ".json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": "long"}))
+
+
+def large(path):
+    os.truncate(path, 10**11)  # a sparse file
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def device(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "harm, said",
+    [
+        (nested, "its .json cannot be read"),
+        (folder, "not a file"),
+        (folder_for_record, "not a file"),
+        (no_number, "not a record: no seconds"),
+        (large, "100000000000 bytes, stored were"),
+        (pipe, "not a file"),
+        (device, "not a file"),
+    ],
+)
+def test_nothing_that_stands_in_an_entry_s_place_stops_the_repair(
+    store, harm, said, monkeypatch, capsys
+):
+    store.table("t", lambda: pd.DataFrame({"x": [1]}))
+    harm(store.root / "t.csv")
+    assert said in store.damage("t.csv")
+    monkeypatch.setenv("UNMASK_STORE", str(store.root))
+    assert main(["store", "ls"]) == 1 and "damaged  t.csv" in capsys.readouterr().out
+    for _ in range(2):
+        assert store.table("t", lambda: pd.DataFrame({"x": [1]})).x.tolist() == [1]
+    assert capsys.readouterr().err.count("computing it again") == 1
+    kept = list(store.root.rglob("notes"))  # what somebody put there is moved aside, not removed
+    assert [path.parent.name.partition(".damaged-")[1] for path in kept] in ([], [".damaged-"])
+
+
+def record_of(store, name, data):
+    """Put these bytes into an entry, with a right checksum."""
+    record = store.root / (name + ".json")
+    known = json.loads(record.read_text())
+    known |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (store.root / name).write_bytes(data)
+    record.write_text(json.dumps(known))
+
+
+def tensors_of(harm):
+    """A ticket's bytes after something was done to its tensors."""
+
+    def bytes_of(data):
+        tensors = safetensors.torch.load(data)
+        harm(tensors)
+        return safetensors.torch.save(tensors)
+
+    return bytes_of
+
+
+def header(data):
+    size = int.from_bytes(data[:8], "little")
+    return data[:8] + data[8 : 8 + size].replace(b'"shape":[', b'"shape":[9', 1) + data[8 + size :]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda data: pickle.dumps({"a": 1}),
+        lambda data: b"",
+        lambda data: (2**63).to_bytes(8, "little") + data[8:],
+        header,
+        tensors_of(dict.clear),
+        tensors_of(lambda t: t.update(more=torch.zeros(1))),
+        tensors_of(lambda t: t.update({"stem.weight": t["stem.weight"][:2].contiguous()})),
+        tensors_of(lambda t: t.update({"stem.weight": t["stem.weight"].half()})),
+        tensors_of(lambda t: t.update({"mask:stem.weight": t["stem.weight"] + 1})),
+        tensors_of(lambda t: t.pop("mask:stem.weight")),
+    ],
+)
+def test_a_whole_entry_that_is_no_such_network_is_computed_again(tiny, store, harm, capsys):
+    lab, at = Lab(tiny.but(seeds=1, levels=1), store), Place("imp", 0, 5, 1)
+    before = lab.tickets([at])[0]
+    name = lab.name(at) + ".safetensors"
+    record_of(store, name, harm((store.root / name).read_bytes()))
+    capsys.readouterr()
+    again = lab.tickets([at])[0]
+    assert all(torch.equal(again.state[name], before.state[name]) for name in before.state)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{name} is damaged (" in said
+
+
+def test_a_whole_entry_that_is_no_table_is_computed_again(store, capsys):
+    for data in (pickle.dumps(3), b"", b'x\n"unfinished'):
+        store.table("t", lambda: pd.DataFrame({"x": [1]}))
+        record_of(store, "t.csv", data)
+        assert store.table("t", lambda: pd.DataFrame({"x": [1]})).x.tolist() == [1]
+        assert "t.csv is damaged (no table: " in capsys.readouterr().err
+
+
+def test_what_dead_writers_left_is_swept_and_what_the_living_write_is_not(store):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (store.root / "seed0").mkdir(parents=True)
+    paths = [
+        store.root / f"seed0/.{module._HOST}.{process}.abc.partial"
+        for process in (ended.pid, os.getpid())
+    ]
+    paths.append(store.root / "seed0/.elsewhere.1.abc.partial")
+    for path in paths:
+        path.write_bytes(b"")
+    store.prepare()
+    assert [path.exists() for path in paths] == [False, True, True]
+
+
+def test_reading_asks_for_no_writing(store, monkeypatch, capsys):
+    monkeypatch.setenv("UNMASK_STORE", str(store.root))
+    for action in ("ls", "verify"):
+        assert main(["store", action]) == 2
+        assert "there is no store" in capsys.readouterr().err and not store.root.exists()
+    e = experiment("smoke", seeds=1, levels=2, control_every=1)
+    unmask.table("levels", e, store, jobs=1)
+    monkeypatch.setattr(Store, "prepare", lambda _: pytest.fail("asked to write"))
+    monkeypatch.setattr(module, "write_atomically", lambda *_: pytest.fail("written"))
+    unmask.table("levels", e, store, jobs=1)
+    assert main(["store", "verify"]) == 0
+
+
+def test_strangers_files_are_passed_over_links_followed_and_what_cannot_be_read_is_counted(
+    store, monkeypatch, capsys, tmp_path
+):
+    elsewhere = Store(tmp_path / "elsewhere")
+    elsewhere.table("t", lambda: pd.DataFrame({"x": [1]}))
+    store.table("a", lambda: pd.DataFrame({"x": [1]}))
+    (store.root / "notes.json").write_text("{}")
+    (store.root / "linked").symlink_to(elsewhere.root)
+    assert list(store.names()) == ["a.csv", "linked/t.csv"]
+
+    def walk(root, onerror, followlinks):
+        onerror(PermissionError(errno.EACCES, os.strerror(errno.EACCES), f"{root}/seed1"))
+        return iter(())
+
+    monkeypatch.setattr(module.os, "walk", walk)
+    monkeypatch.setenv("UNMASK_STORE", str(store.root))
+    assert main(["store", "verify"]) == 1
+    assert "cannot be read  " in (said := capsys.readouterr().out) and "seed1: Permission" in said
+
+
+def test_output_that_nobody_takes_is_no_traceback(store):
+    store.table("ü", lambda: pd.DataFrame({"x": [1]}))
+    command = f"{sys.executable} -m unmask store ls"
+    known = os.environ | {"UNMASK_STORE": str(store.root)}
+    for end, environment, status, said in (
+        ("> /dev/full", {}, 2, "unmask: error: output: No space left on device\n"),
+        ("| head -0", {}, 0, ""),
+        ("", {"PYTHONIOENCODING": "ascii"}, 0, ""),
+    ):
+        options = dict(shell=True, text=True, env=known | environment, stderr=subprocess.PIPE)
+        found = subprocess.run(f"{command} {end}", **options)
+        assert (found.returncode, found.stderr) == (status, said), end
+
+
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_whoever_ends_it_no_process_stays_and_it_goes_on_from_there(tmp_path, kill):
+    command = [sys.executable, "-m", "unmask", "run", "smoke", "--tables", "levels", "--jobs", "2"]
+    command += ["--set", "steps=800", "--set", "seeds=4"]
+    known = os.environ | {"UNMASK_STORE": str(tmp_path), "MARK_OF_TEST": str(tmp_path)}
+    process = subprocess.Popen(command, env=known, stderr=subprocess.PIPE, text=True)
+    while not any(tmp_path.rglob("dense*.json")):  # in the middle of its work
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(kill)
+    _, said = process.communicate(timeout=30)
+    if kill != signal.SIGKILL:
+        end = "interrupted; what was finished is in the store, and the same command goes on from "
+        assert process.returncode == 130 and f"unmask: {end}there" in said.splitlines()[-1]
+
+    def left():
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"MARK_OF_TEST={tmp_path}".encode() in (folder / "environ").read_bytes():
+                    yield folder.name
+
+    ended = time.monotonic()
+    while list(left()) and time.monotonic() < ended + 10:
+        time.sleep(0.1)
+    assert list(left()) == []
+
+
+def test_a_store_that_goes_away_is_said(store, monkeypatch, capsys):
+    monkeypatch.setenv("UNMASK_STORE", str(store.root))
+    compute = tables.compute
+
+    def and_removed(*arguments):
+        compute(*arguments)
+        shutil.rmtree(store.root)
+
+    monkeypatch.setattr(tables, "compute", and_removed)
+    assert main(["run", "smoke", "--set", "seeds=1", "--tables", "levels", "--jobs", "1"]) == 2
+    assert "levels is not there: the folder was changed while this ran" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,19 +18,27 @@ from .experiments import PRESETS, Experiment, experiment, literal, parse_setting
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns 0; 1 if the store is damaged; 2, with one line on stderr, for bad
     input."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no such letter
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     try:
         options = _parser().parse_args(arguments)
-        return options.command(options) or 0
+        status = options.command(options) or 0
+        sys.stdout.flush()
+        return status
     except UnmaskError as error:
         who = f"process {processes.rank()}: " if processes.count() > 1 else ""
         print(f"unmask: {who}error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("unmask: interrupted; what was finished is in the store", file=sys.stderr)
+        said = "what was finished is in the store, and the same command goes on from there"
+        print(f"unmask: interrupted; {said}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of `unmask store ls | head` has seen enough
+    except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        return 0
+        if isinstance(error, BrokenPipeError):  # the reader of `unmask store ls | head` is content
+            return 0
+        print(f"unmask: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 2
     finally:
         processes.leave()
 
@@ -147,6 +156,9 @@ def _run(options) -> None:
     tables.compute(lab, names, options.jobs)
     if processes.rank() > 0:
         return
+    if gone := sorted(set(names) - set(tables.complete(lab, names))):
+        said = f"{', '.join(gone)} is not there: the folder was changed while this ran"
+        raise UnmaskError(f"store={str(lab.store.root)!r}: {said}")
     what = "everything" if options.tables is None else "what was asked"
     print(f"unmask: {what} for {chosen.preset} (identity {chosen.id}) is in {lab.store.root}")
     if options.publish is not None:
@@ -179,16 +191,21 @@ def _export(options) -> None:
 def _store(options) -> int:
     from .store import Store
 
-    store, damaged = Store(), 0
-    names = list(store.names())
+    store, damaged, unreadable = Store(), 0, []
+    if not store.root.is_dir():
+        raise UnmaskError(f"store={str(store.root)!r}: there is no store")
+    names = list(store.names(unreadable.append))
+    for error in unreadable:
+        damaged += 1
+        print(f"cannot be read  {error.filename}: {error.strerror}")
     for name in names:
         if damage := store.damage(name):
             damaged += 1
             print(f"damaged  {name}: {damage}")
         elif options.action == "ls":
             about = store.provenance(name)
-            size, seconds = about["bytes"], about.get("seconds", 0)
-            print(f"{size:>10,} bytes {seconds:>9.1f} s  {about.get('date', '?')}  {name}")
+            size, seconds = about["bytes"], about["seconds"]
+            print(f"{size:>10,} bytes {seconds:>9.1f} s  {about['date']}  {name}")
     again = " (they are computed again when next needed)" if damaged else ""
     print(f"unmask: {len(names)} entries in {store.root}, {damaged} damaged{again}")
     return 1 if damaged else 0

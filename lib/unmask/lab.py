@@ -96,7 +96,7 @@ class Lab:
     def rewind_point(self, seed: int, step: int) -> State:
         """`w_tau`: the dense run's state at a step before the end."""
         name = self._rewind_name(seed, step)
-        stored = self.store.tensors(name)
+        stored = self.store.tensors(name, self._is_state)
         if stored is None:
             stored = self._train_dense([seed], [step])[0].states[step]
             self.store.put_tensors(name, stored)
@@ -144,7 +144,7 @@ class Lab:
         return f"{self.experiment.recipe}/seed{seed}/rewind{step:05d}/rewind_point"
 
     def _read(self, place: Place) -> Ticket | None:
-        stored = self.store.tensors(self.name(place))
+        stored = self.store.tensors(self.name(place), self._is_ticket)
         if stored is None:
             return None
         state = {name: tensor for name, tensor in stored.items() if ":" not in name}
@@ -154,6 +154,25 @@ class Lab:
         return Ticket(
             state, mask, {} if steps is None else dict(zip(steps.tolist(), below.tolist()))
         )
+
+    @functools.cached_property
+    def _shapes(self) -> dict:
+        """Shape and kind of every tensor of a state."""
+        return {name: (t.shape, t.dtype) for name, t in networks.state_of(self.network).items()}
+
+    def _is_state(self, stored: dict) -> bool:
+        """Is it a state of this network? (Its weights need not be finite: see `_store_sparse`.)"""
+        return {n: (t.shape, t.dtype) for n, t in stored.items()} == self._shapes
+
+    def _is_ticket(self, stored: dict) -> bool:
+        """The same, with a mask, and perhaps a course."""
+        mask = {name: stored.get(f"mask:{name}") for name in self.dense_mask}
+        fits = (
+            kept is not None and kept.dtype == torch.bool and kept.shape == self._shapes[name][0]
+            for name, kept in mask.items()
+        )
+        state = {name: tensor for name, tensor in stored.items() if ":" not in name}
+        return all(fits) and self._is_state(state)
 
     def _put(self, place: Place, ticket: Ticket, seconds: float) -> None:
         tensors = ticket.state | {f"mask:{name}": kept for name, kept in ticket.mask.items()}

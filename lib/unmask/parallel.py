@@ -110,7 +110,7 @@ def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int) -> list[str | None]:
     if jobs <= 1:
         return [_do(task, lab) for task in tasks]
     pool = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)
-    where = str(lab.store.root), os.getcwd()
+    where = str(lab.store.root), os.getcwd(), os.getpid()
     try:
         return pool(joblib.delayed(_do_there)(task, lab.experiment, *where) for task in tasks)
     except TerminatedWorkerError as error:
@@ -120,9 +120,24 @@ def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int) -> list[str | None]:
         ) from error
 
 
-def _do_there(task: Task, experiment: Experiment, root: str, folder: str) -> str | None:
+def _do_there(
+    task: Task, experiment: Experiment, root: str, folder: str, parent: int
+) -> str | None:
+    _end_with(parent)
     os.chdir(folder)  # where a user's files are found; a worker may be older than that
     return _do(task, _lab(experiment, root))
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """End this worker once its parent is gone, even if that was killed and could tell nobody."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _do(task: Task, lab: Lab) -> str | None:

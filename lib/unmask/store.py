@@ -10,12 +10,15 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
 import json
 import os
 import platform
+import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -60,22 +63,35 @@ class Store:
     def __init__(self, root: Path | str | None = None):
         self.root = expanded(root if root is not None else default_root())
         self.unfinished: set[str] = set()  # trainings kept until what comes of them is stored
+
+    def prepare(self) -> None:
+        """Make the folder, see that it can be written, and sweep what writers that are dead by now
+        have left; before anything is computed.
+        Raises UnmaskError: it cannot be written."""
         with self._writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
+            for path in self.root.rglob(f".{_HOST}.*.partial"):
+                if not _is_alive(int(path.name.split(".")[-3])):
+                    path.unlink(missing_ok=True)
 
     def __contains__(self, name: str) -> bool:
-        return (self.root / (name + ".json")).exists()
+        return os.path.exists(self.root / (name + ".json"))
 
-    def tensors(self, name: str) -> dict | None:
-        """The stored dict of tensors, in order of their names, or None if it is not there whole."""
+    def tensors(self, name: str, fits: Callable[[dict], bool] = lambda _: True) -> dict | None:
+        """The stored dict of tensors, in order of their names, or None if it is not there whole, or
+        not as it should be by `fits`."""
         import safetensors.torch
 
         data = self._read_whole(name + TENSORS)
         if data is None:
             return None
-        return dict(sorted(safetensors.torch.load(data).items()))  # they come in any order
+        try:
+            found = dict(sorted(safetensors.torch.load(data).items()))  # they come in any order
+        except Exception as error:  # safetensors raises several kinds
+            return self._discard(name + TENSORS, f"no tensors: {type(error).__name__}")
+        return found if fits(found) else self._discard(name + TENSORS, "other names or shapes")
 
     def put_tensors(self, name: str, tensors: dict, seconds: float = 0.0, wait: bool = True):
         """Store a dict of tensors, and how long it took to compute. Processes that train together
@@ -99,20 +115,39 @@ class Store:
         need.
         """
         data = self._read_whole(name + TABLE)
-        if data is None:
-            start = time.perf_counter()
-            data = csv_of(compute())
-            self._put(name + TABLE, data, time.perf_counter() - start)
+        if data is not None:
+            try:
+                return reading_csv(io.BytesIO(data))
+            except ValueError as error:  # pandas' own are of that kind
+                self._discard(name + TABLE, f"no table: {type(error).__name__}")
+        start = time.perf_counter()
+        data = csv_of(compute())
+        self._put(name + TABLE, data, time.perf_counter() - start)
         return reading_csv(io.BytesIO(data))  # what a later run will read, to the bit
 
-    def names(self) -> Iterator[str]:
-        """All entries, in order of their names."""
-        paths = (path.relative_to(self.root) for path in self.root.rglob("*.json"))
-        return iter(sorted(str(path).removesuffix(".json") for path in paths))
+    def names(self, unreadable: Callable[[OSError], None] = lambda _: None) -> Iterator[str]:
+        """All entries, in order of their names; `unreadable` is told of folders that cannot be
+        read."""
+        found = []
+        for folder, folders, files in os.walk(self.root, onerror=unreadable, followlinks=True):
+            here, there = os.path.relpath(folder, self.root), (*folders, *files)
+            entries = (file.removesuffix(".json") for file in there if file.endswith(".json"))
+            kept = (entry for entry in entries if entry.endswith((TENSORS, TABLE)))
+            found += [os.path.normpath(os.path.join(here, entry)) for entry in kept]
+        return iter(sorted(found))
 
     def provenance(self, name: str) -> dict:
-        """What is known of an entry: checksum, size, date, wall time, versions, host."""
-        return json.loads((self.root / (name + ".json")).read_text())
+        """What is known of an entry: checksum, size, date, wall time, versions, host.
+        Raises ValueError: it is no such record."""
+        try:
+            about = json.loads(_read_file(self.root / (name + ".json"), 1_000_000))
+        except (ValueError, RecursionError) as error:
+            raise ValueError("its .json cannot be read") from error
+        kinds = {"bytes": int, "seconds": (int, float), "sha256": str, "date": str}
+        known = about if isinstance(about, dict) else {}
+        if odd := [key for key, kind in kinds.items() if not isinstance(known.get(key), kind)]:
+            raise ValueError(f"its .json is not a record: no {odd[0]}")
+        return about
 
     def damage(self, name: str) -> str | None:
         """What is wrong with an entry, or None if its bytes are those that were stored."""
@@ -128,35 +163,42 @@ class Store:
         data, damage = self._read(name)
         if damage is None:
             return data
+        return self._discard(name, damage)
+
+    def _discard(self, name: str, damage: str) -> None:
+        """Say what is wrong with an entry, and let it count as absent."""
         said = f"unmask: {self.root / name} is damaged ({damage}); computing it again"
         print(said, file=sys.stderr)
         with self._writing(self.root / name):
+            for path in (self.root / (name + ".json"), self.root / name):
+                if path.is_dir() and not path.is_symlink():  # whoever put it there may want it
+                    path.rename(path.with_name(f"{path.name}.damaged-{os.getpid()}"))
             (self.root / (name + ".json")).unlink(missing_ok=True)
-        return None
 
     def _read(self, name):
         try:
-            data = (self.root / name).read_bytes()
             expected = self.provenance(name)
+            data = _read_file(self.root / name, expected["bytes"])
         except FileNotFoundError as error:
             return b"", f"{Path(error.filename).suffix} file missing"
         except OSError as error:
             return b"", f"cannot be read: {error.strerror}"
-        except ValueError:
-            return b"", "its .json cannot be read"
-        if not isinstance(expected, dict):
-            return b"", "its .json is not a record"
-        if len(data) != expected.get("bytes"):
-            return b"", f"{len(data)} bytes, stored were {expected.get('bytes')}"
-        if hashlib.sha256(data).hexdigest() != expected.get("sha256"):
+        except ValueError as error:
+            return b"", str(error)
+        if len(data) != expected["bytes"]:
+            return b"", f"{len(data)} bytes, stored were {expected['bytes']}"
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
             return b"", "its content was altered"
+        # entries of before there were names have none
+        if expected.get("name", name) != name:
+            return b"", f"it is that of {expected['name']}"
         return data, None
 
     def _put(self, name, data, seconds, wait=True):
         if wait:
             processes.wait()  # until all have seen that it is not there yet
         if processes.rank() == 0:
-            record = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            record = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "name": name}
             record |= {"seconds": round(seconds, 3)} | _provenance()
             path = self.root / name
             with self._writing(path):
@@ -227,13 +269,38 @@ def reading_csv(source) -> pandas.DataFrame:
     return pd.read_csv(source, **exact)
 
 
+_HOST = re.sub(r"\W+", "-", platform.node()) or "host"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
+
+
+def _read_file(path: Path, most: int) -> bytes:
+    """A regular file of at most so many bytes: no pipe is waited for, and no large file read that
+    was put in a small one's place."""
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "not a file")
+    if about.st_size > most:
+        raise ValueError(f"{about.st_size} bytes, stored were {most}")
+    return path.read_bytes()
+
+
 _UMASK = os.umask(0o077)  # can be read only by setting it
 os.umask(_UMASK)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a temporary name and rename it: it is there whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = f".{_HOST}.{os.getpid()}."
+    handle, temporary = tempfile.mkstemp(".partial", name, path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -177,6 +177,7 @@ def compute(lab: Lab, names: Sequence[str], jobs: int | None = None) -> None:
     jobs = parallel.check_jobs(jobs, lab.device.type)
     parents = graph(lab.experiment, names, there=lambda node: lab.store.whole(entry(lab, node)))
     if parents:
+        lab.store.prepare()
         _ = lab.data  # before there are several processes to read or make it
         if (said := estimate(lab, parents, jobs)) and processes.rank() == 0:
             print(f"unmask: {said}", file=sys.stderr, flush=True)
