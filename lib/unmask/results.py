@@ -65,33 +65,29 @@ def publish(
         said = f"{target} has the tables of another experiment; delete it, or take another name"
         raise UnmaskError(f"publish={name!r}: {said}")
     # What is there and in this store as well is written anew, by one program from one store.
-    possible = tables.known_tables()
-    wanted = sorted({*(possible if wanted is None else wanted), *there} & {*possible})
-    names = tables.complete(lab, wanted)
+    possible = set(tables.known_tables())
+    wanted = possible if wanted is None else {*wanted, *there} & possible
+    names = tables.complete(lab, sorted(wanted))
     if not names:
         said = f"no table of the experiment is whole in {store.root}"
         raise UnmaskError(f"publish={name!r}: {said}")
 
     seeds = sorted({*chosen.all_seeds, *known.all_seeds})
     whole = known.but(first_seed=seeds[0], seeds=1 + seeds[-1] - seeds[0])
-    written, lacking = {table: tables.read(lab, table) for table in names}, []
-    for table in filter({*names, *there}.__contains__, wanted):
-        if table in there:
-            rest = there[table]
-            rest = rest[~rest.seed.isin(chosen.all_seeds)] if table in written else rest
-            both = pd.concat([written.get(table), rest])
-            written[table] = both.sort_values("seed", kind="stable")
+    fresh, written, lacking = {table: tables.read(lab, table) for table in names}, {}, []
+    for table in sorted({*fresh, *there} & possible):
+        both = _together(fresh.get(table), there.get(table))
         # some tables are of the first seed only
         needed = {part.keys[0] for part in tables.TABLES[table].parts(whole)}
-        lacking += [table] if needed - set(written[table].seed) else []
-        written[table] = written[table][written[table].seed.isin(needed)]
+        written[table] = both[both.seed.isin(needed)]
+        lacking += [table] if set(written[table].seed) != needed else []
     if lacking:
         said = f"with what {target} has, {', '.join(lacking)} would not have all of seeds "
         raise UnmaskError(f"publish={name!r}: {said}{seeds[0]} to {seeds[-1]}")
 
-    fresh = {"tables": names, "first_seed": chosen.first_seed, "seeds": chosen.seeds}
+    this = {"tables": names, "first_seed": chosen.first_seed, "seeds": chosen.seeds}
     about = {"experiment": dataclasses.asdict(whole), "identity": whole.id}
-    about["instalments"] = [*_remaining(instalments, fresh), fresh | _about(lab, names)]
+    about["instalments"] = [*_remaining(instalments, this), this | _about(lab, names)]
     try:
         target.mkdir(parents=True, exist_ok=True)
         for table, values in written.items():
@@ -102,6 +98,14 @@ def publish(
         said = f"publish={str(target)!r}: cannot be written: {error.strerror}"
         raise UnmaskError(said) from error
     return target
+
+
+def _together(fresh: pd.DataFrame | None, there: pd.DataFrame | None) -> pd.DataFrame:
+    """A fresh table, and of the one that is there the other seeds."""
+    if fresh is None or there is None:
+        return there if fresh is None else fresh
+    both = pd.concat([fresh, there[~there.seed.isin(fresh.seed)]])
+    return both.sort_values("seed", kind="stable")
 
 
 def _remaining(instalments: list[dict], fresh: dict) -> list[dict]:
