@@ -410,7 +410,7 @@ def test_a_channel_that_never_varies_is_zero(tree, store):
 
 
 def test_a_last_image_goes_with_those_before_it():
-    counts = {1: [1], 20: [20], 21: [21], 22: [20, 2], 40: [20, 20], 41: [20, 21]}
+    counts = {0: [], 1: [1], 20: [20], 21: [21], 22: [20, 2], 40: [20, 20], 41: [20, 21]}
     for count, expected in counts.items():
         split = data.Split(torch.zeros(count, 1, 4), torch.zeros(count))
         assert [len(y) for _, y in split.chunks(20)] == expected

@@ -1,6 +1,7 @@
 """Every notebook on the `smoke` preset: as a user would run it, and with parameters that are
 wrong."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,28 @@ def test_notebook_runs_on_smoke_and_shows_its_verdicts(notebook, tmp_path):
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     stderr = [output.text for output in outputs if output.get("name") == "stderr"]
     assert not any("Warning" in text for text in stderr), stderr
+
+
+def test_the_kernel_is_the_interpreter_that_runs_unmask(tmp_path, monkeypatch):
+    """Whatever else a user calls python3."""
+    other = tmp_path / "jupyter/kernels/python3/kernel.json"
+    other.parent.mkdir(parents=True)
+    other.write_text('{"argv": ["/bin/false"], "display_name": "Other", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    monkeypatch.delenv("JUPYTER_PATH", raising=False)
+    notebook, copy = (
+        written(tmp_path / "a.ipynb", "import sys; sys.executable"),
+        tmp_path / "b.ipynb",
+    )
+    execute(notebook, copy, {})
+    assert repr(sys.executable) in nbformat.read(copy, 4).cells[0].outputs[0].data["text/plain"]
+    assert "JUPYTER_PATH" not in os.environ
+
+
+def test_torchrun_executes_no_notebook(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert main(["execute", "notebooks/05_role_of_retraining.ipynb"]) == 2
+    assert "error: execute: without torchrun" in capsys.readouterr().err
 
 
 def test_a_page_of_published_tables_alone_computes_nothing(tmp_path, monkeypatch, capsys):

@@ -168,6 +168,8 @@ def _run(options) -> None:
 def _execute(options) -> None:
     from .execute import execute, targets
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UnmaskError("execute: without torchrun, which would have every process run it")
     parameters = {name: literal(value) for name, value in options.parameters}
     for notebook, target in targets(options.notebooks, options.output, parameters):
         execute(notebook, target, parameters)

@@ -93,6 +93,8 @@ class Split(NamedTuple):
 def _chunked(samples: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
     """At most `size` at a time, but for a last one alone, which goes with those before it: batch
     norm takes no statistics of one."""
+    if len(samples) == 0:  # fewer than there are processes
+        return []
     return samples.tensor_split(tuple(range(size, len(samples) - 1, size)))
 
 

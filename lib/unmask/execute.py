@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 from .errors import UnmaskError
@@ -75,16 +78,17 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     partial = target.with_name(f".{target.name}.partial.ipynb")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(
-            str(notebook),
-            str(partial),
-            parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            stderr_file=sys.stderr,
-            # else a kernel warns of its connection and of its end
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-        )
+        with _this_python():
+            papermill.execute_notebook(
+                str(notebook),
+                str(partial),
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                # else a kernel warns of its connection and of its end
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            )
         partial.replace(target)
     except papermill.PapermillExecutionError as error:
         said = str(error.evalue).partition("\n")[0]
@@ -99,3 +103,24 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _this_python():
+    """Inside, the kernel `python3` is the interpreter that runs this, whatever else has the name:
+    a user's own specification of it would go first."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder, "kernels/python3/kernel.json")
+        spec.parent.mkdir(parents=True)
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        about = {"argv": argv, "display_name": "Python 3", "language": "python"}
+        spec.write_text(json.dumps(about))
+        before = os.environ.get("JUPYTER_PATH")
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["JUPYTER_PATH"]
+            else:
+                os.environ["JUPYTER_PATH"] = before
