@@ -110,14 +110,14 @@ def _names(text: str) -> list[str]:
 
 
 def _presets(_) -> None:
-    fields = [field.name for field in dataclasses.fields(Experiment) if field.name != "preset"]
-    columns = [["", *fields, "identity"]]
+    fields = "dataset", "network", "steps", "rewind_steps", "levels", "seeds", "first_seed"
+    rows = [("preset", *(field.replace("_", " ") for field in fields), "identity")]
     for name, preset in PRESETS.items():
-        columns.append([name, *(_shown(getattr(preset, field)) for field in fields), preset.id])
-    widths = [2 + max(map(len, column)) for column in columns]
-    for name, *values in zip(*columns):
-        cells = (value.rjust(width) for value, width in zip(values, widths[1:]))
-        print(name.ljust(widths[0]) + "".join(cells))
+        rows.append((name, *(_shown(getattr(preset, field)) for field in fields), preset.id))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    print("All settings of one: unmask show PRESET")
 
 
 def _shown(value) -> str:
