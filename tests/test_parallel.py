@@ -2,11 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 import unmask
 from unmask import parallel, tables
+from unmask.chains import Place
 from unmask.errors import Degenerate, UnmaskError
 from unmask.experiments import experiment
 from unmask.lab import Lab
@@ -17,11 +21,13 @@ from unmask.store import Store
 def task(name, *works):
     """A task that puts as many outputs into the store as there are `works`."""
     outputs = [Output(f"{name}{i}.csv", f"{name}, part {i}", work) for i, work in enumerate(works)]
-    return Task(print, tuple(outputs), tuple(outputs), (frozenset(),) * len(outputs))
+    names = tuple(output.name for output in outputs)
+    return Task(print, names, tuple(outputs), (frozenset(),) * len(outputs), names)
 
 
 def put(store, *names):
     """Mark outputs as there, as `Store.__contains__` looks for them."""
+    store.prepare()
     for name in names:
         (store.root / f"{name}.csv.json").touch()
 
@@ -138,7 +144,7 @@ def fail_or_put(lab, what):
 def test_what_comes_to_nothing_stops_only_what_needs_it(store, jobs, capsys):
     def of(name, how, *needs):
         outputs, needed = (Output(f"{name}.csv", name, 1),), {f"{need}.csv" for need in needs}
-        return Task(fail_or_put, ((name, how),), outputs, (frozenset(needed),))
+        return Task(fail_or_put, ((name, how),), outputs, (frozenset(needed),), (name,))
 
     waves = [
         [of("dead", "degenerate"), of("alive", "")],
@@ -210,3 +216,46 @@ def test_replicates_are_shared_out_evenly_to_as_many_tasks_as_can_work(store, it
     assert [item for group in groups for item in group] == list(range(items))
     assert len(groups) >= min(items, parts)
     assert max(sizes) <= 6 and max(sizes) - min(sizes) <= 1
+
+
+def test_what_another_run_is_at_comes_last_and_is_waited_for(tmp_path):
+    """Here this test is the other run: it holds the chain of seed 0 from step 0 for a while."""
+    lab = Lab(experiment("smoke"), Store(tmp_path))
+    held = lab.name(Place("imp", 0, 0, 1)) + ".safetensors"
+    command = [sys.executable, "-m", "unmask", "run", "smoke", "--tables", "levels", "--jobs", "2"]
+    with lab.store.claimed([held], wait=False) as ours:
+        assert ours == {held}
+        with lab.store.claimed([held, "more"], wait=False) as also:
+            assert also == {"more"}
+        environment = os.environ | {"UNMASK_STORE": str(tmp_path)}
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        others = {(seed, step) for seed in (0, 1) for step in (0, 5)} - {(0, 0)}
+        names = {lab.name(Place("imp", *place, 3)) + ".safetensors" for place in others}
+        while not all(name in lab.store for name in names):
+            assert process.poll() is None
+            time.sleep(0.1)
+        assert held not in lab.store and process.poll() is None
+    assert process.wait(60) == 0
+    assert held in lab.store and tables.complete(lab, ["levels"])
+
+
+def test_two_runs_at_once_do_each_training_once(tmp_path, monkeypatch):
+    """Each names in a file what it trains."""
+    script = """if True:
+        import sys, time
+        from unmask import lab
+        from unmask.cli import main
+        train_all = lab.train_all
+        def counted(e, split, starts, *rest, **options):
+            with open(sys.argv[1], "a") as file:
+                file.writelines(f"{start.order} {rest}\\n" for start in starts)
+            return train_all(e, split, starts, *rest, **options)
+        lab.train_all = counted
+        sys.exit(main("run smoke --tables levels --jobs 1 --set seeds=4".split()))"""
+    monkeypatch.setenv("UNMASK_STORE", str(tmp_path / "store"))
+    runs = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path / f"{i}")]) for i in range(2)
+    ]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    trained = [(tmp_path / f"{i}").read_text().splitlines() for i in range(2)]
+    assert len(sum(trained, [])) == len(set(sum(trained, []))) == 4 * (1 + 2 * 3)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import processes
@@ -44,14 +44,19 @@ class Output(NamedTuple):
     work: float
 
 
+BUSY = "busy"  # what comes of a task that another run is at
+
+
 class Task(NamedTuple):
     """A call `function(lab, *args)` that puts into the store an output for each argument, in this
-    order. What is `needed` for each is found there, by name."""
+    order. What is `needed` for each is found there, by name. Each is `claimed` by a name while it
+    is done, so that other runs on the same store leave it alone."""
 
     function: Callable
     args: tuple
     outputs: tuple[Output, ...]
     needed: tuple[frozenset[str], ...]
+    claimed: tuple[str, ...]
 
     @property
     def work(self) -> float:
@@ -59,9 +64,13 @@ class Task(NamedTuple):
 
     def possible(self, store: Store) -> Task:
         """What of it can be done with what is in the store."""
-        each = zip(self.args, self.outputs, self.needed)
-        there = [one for one in each if all(name in store for name in one[-1])]
-        return Task(self.function, *(zip(*there) if there else [()] * 3))
+        return self.only(all(name in store for name in needed) for needed in self.needed)
+
+    def only(self, wanted: Iterable[bool]) -> Task:
+        """A part of it."""
+        each = zip(self.args, self.outputs, self.needed, self.claimed)
+        some = [one for one, is_wanted in zip(each, wanted) if is_wanted]
+        return Task(self.function, *(zip(*some) if some else [()] * 4))
 
 
 def check_jobs(jobs: int | None, device: str = "cpu") -> int:
@@ -80,8 +89,9 @@ def check_jobs(jobs: int | None, device: str = "cpu") -> int:
 def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
     """Do all tasks, wave after wave, `jobs` at a time, one thread each.
 
-    What fails because a network has come to nothing is said at the end; what does not need it goes
-    on. Processes that torchrun started do the tasks one by one, together.
+    Several runs on one store share the work: what another is at comes last, and is waited for. What
+    fails because a network has come to nothing is said at the end; what does not need it goes on.
+    Processes that torchrun started do the tasks one by one, together.
     Raises UnmaskError: what tasks raised; or a worker was killed."""
     jobs = 1 if processes.count() > 1 else jobs  # those of torchrun do each task together
     os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
@@ -93,7 +103,11 @@ def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
             ready = [task.possible(lab.store) for task in wave]
             left += sum(len(task.outputs) for task in wave)
             left -= sum(len(task.outputs) for task in ready)
-            failed += filter(None, _do_all([task for task in ready if task.outputs], lab, jobs))
+            ready = [task for task in ready if task.outputs]
+            ended = _do_all(ready, lab, jobs, wait=False)
+            others = [task for task, said in zip(ready, ended) if said == BUSY]
+            ended += _do_all(others, lab, jobs, wait=True)
+            failed += (said for said in ended if said and said != BUSY)
             shown.end_wave()
     if failed:
         need = f"; {left} networks or parts of tables need them, not tried" if left else ""
@@ -101,18 +115,19 @@ def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
         raise UnmaskError(said)
 
 
-def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int) -> list[str | None]:
-    """What went wrong in each."""
+def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int, wait: bool) -> list[str | None]:
+    """What went wrong in each; or `BUSY`, if another run is at it and is not to be waited for."""
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
-        return [_do(task, lab) for task in tasks]
+        return [_do(task, lab, wait) for task in tasks]
     pool = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)
     where = str(lab.store.root), os.getcwd(), os.getpid()
     try:
-        return pool(joblib.delayed(_do_there)(task, lab.experiment, *where) for task in tasks)
+        one = joblib.delayed(_do_there)
+        return pool(one(task, wait, lab.experiment, *where) for task in tasks)
     except TerminatedWorkerError as error:
         raise UnmaskError(
             "a worker process was killed, perhaps for want of memory; what was finished is in the "
@@ -121,11 +136,11 @@ def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int) -> list[str | None]:
 
 
 def _do_there(
-    task: Task, experiment: Experiment, root: str, folder: str, parent: int
+    task: Task, wait: bool, experiment: Experiment, root: str, folder: str, parent: int
 ) -> str | None:
     _end_with(parent)
     os.chdir(folder)  # where a user's files are found; a worker may be older than that
-    return _do(task, _lab(experiment, root))
+    return _do(task, _lab(experiment, root), wait)
 
 
 @functools.cache
@@ -140,12 +155,15 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _do(task: Task, lab: Lab) -> str | None:
+def _do(task: Task, lab: Lab, wait: bool) -> str | None:
     from .train import single_thread
 
     try:
-        with single_thread():
-            task.function(lab, *task.args)
+        with lab.store.claimed(task.claimed, wait) as ours, single_thread():
+            mine = task.only(name in ours for name in task.claimed)
+            if mine.args:
+                task.function(lab, *mine.args)
+            return BUSY if len(mine.args) < len(task.args) else None
     except Degenerate as error:
         missing = next(output for output in task.outputs if output.name not in lab.store)
         return f"{error} (in: {missing.label})"

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,6 +124,22 @@ class Store:
         data = csv_of(compute())
         self._put(name + TABLE, data, time.perf_counter() - start)
         return reading_csv(io.BytesIO(data))  # what a later run will read, to the bit
+
+    @contextlib.contextmanager
+    def claimed(self, names: Iterable[str], wait: bool) -> Iterator[set[str]]:
+        """Inside, this process alone has a claim on the names that it gets: with `wait` all of
+        them, otherwise those that no other process has. The claims of one that dies end with it."""
+        from filelock import FileLock, Timeout
+
+        held = set(names) if processes.count() > 1 else set()  # which work together anyway
+        with contextlib.ExitStack() as stack:
+            for name in sorted(set(names) - held):  # in order, or two might wait for each other
+                path = self.root / "claims" / name
+                with self._writing(path), contextlib.suppress(Timeout):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(FileLock(path, timeout=-1 if wait else 0))
+                    held.add(name)
+            yield held
 
     def names(self, unreadable: Callable[[OSError], None] = lambda _: None) -> Iterator[str]:
         """All entries, in order of their names; `unreadable` is told of folders that cannot be

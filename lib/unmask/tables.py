@@ -338,7 +338,13 @@ def _task(lab: Lab, parents: dict, function: Callable, arguments, nodes: list) -
     outputs = tuple(_output(lab, node, alike) for node in nodes)
     own = {output.name for output in outputs}
     needed = tuple(frozenset(entry(lab, p) for p in parents[node]) - own for node in nodes)
-    return parallel.Task(function, tuple(arguments), outputs, needed)
+    claimed = tuple(_claim(lab, node) for node in nodes)
+    return parallel.Task(function, tuple(arguments), outputs, needed, claimed)
+
+
+def _claim(lab: Lab, node: Node) -> str:
+    """Of a chain, the name for all of its levels: whoever goes down it goes all the way."""
+    return entry(lab, node._replace(level=min(node.level, 1)) if isinstance(node, Place) else node)
 
 
 def shared_out(lab: Lab, items: Sequence, parts: float) -> list[Sequence]:
