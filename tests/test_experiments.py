@@ -317,7 +317,7 @@ def test_listing_presets_imports_nothing_heavy():
 
 PINNED = {
     "miniature": ("ba47491384", "mnist1d-resnet1d-strided-b227a2cc74"),
-    "miniature_short": ("3133299a26", "mnist1d-resnet1d-strided-b227a2cc74"),
+    "miniature_short": ("bc3a57cab5", "mnist1d-resnet1d-strided-b227a2cc74"),
     "miniature_fine": ("52485059e0", "mnist1d-resnet1d-1bb3f0f09c"),
     "smoke": ("053158f69e", "mnist1d-resnet1d-strided-f99868e3dd"),
     "mnist_lenet": ("d9b7138b9b", "mnist-lenet-300-100-e844af970f"),

@@ -216,7 +216,8 @@ class Shown(NamedTuple):
         words = f"Figures and intervals: published tables of {seeds}, computed {where}."
         if not self.here:
             return f"{words} Nothing was computed to build this page."
-        return f"{words} Diamonds: {_seeds(self.here[0])}, computed by whoever built this page."
+        here = f"{_seeds(self.here[0])}, at the levels of {self.here[0].preset}"
+        return f"{words} Diamonds: {here}, computed by whoever built this page."
 
 
 def _seeds(e: Experiment) -> str:
