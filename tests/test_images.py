@@ -444,7 +444,7 @@ def test_other_images_are_refused_where_there_are_results_of_the_first(tree, sto
     data.load(pets(), store)  # one was mended before anything was computed
     a_result(pets(), store)
     Image.new("RGB", (8, 8)).save(tree / "train/cat/03.png")
-    with pytest.raises(UnmaskError, match="folder='pets': its images are not those of the resu"):
+    with pytest.raises(UnmaskError, match="^pets: its data are not those of the results in"):
         data.load(pets(), store)
 
 
@@ -469,7 +469,7 @@ def test_an_image_of_the_same_size_on_disk_is_still_another(tree, store):
         if color == "black":
             data.load(e, store)
             a_result(e, store)
-    with pytest.raises(UnmaskError, match="folder='pets': its images are not those of the resu"):
+    with pytest.raises(UnmaskError, match="^pets: its data are not those of the results in"):
         data.load(e, store)
 
 

@@ -1,18 +1,23 @@
 """Networks and data of a user's own: trained as by a plain loop, and one line for what does not
 work."""
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 
 import unmask
-from unmask import data, networks, own, pruning
+from unmask import data, networks, own, pruning, results
+from unmask.chains import Place
 from unmask.cli import main
 from unmask.errors import UnmaskError
+from unmask.export import export
 from unmask.experiments import experiment
 from unmask.lab import Lab
 from unmask.train import Start, batches, generator, learning_rate, train
@@ -123,6 +128,29 @@ def wrong_input():
 
 def nothing_to_prune():
     return nn.Sequential(nn.Flatten(), nn.LayerNorm(12))
+
+
+def drawn_elsewhere():
+    import numpy as np
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    nn.init.constant_(network[1].weight, np.random.rand())
+    return network
+
+
+class Auxiliary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+
+    def forward(self, x):
+        logits = self.linear(x.flatten(1))
+        return (logits, logits) if self.training else logits
+
+
+def mixed():
+    x = torch.zeros(60, 3, 8, 8)
+    return x.to(torch.uint8), torch.zeros(60).long(), x[:30], torch.zeros(30).long()
 
 
 def not_finite():
@@ -304,24 +332,67 @@ def test_images_as_bytes_are_normalised_and_moved(here, store):
 
 def test_identity_goes_by_what_the_file_says(here, monkeypatch):
     def recipe(**changes):
-        own._digest.cache_clear()
+        own._source.cache_clear()
         return of("MLP, dropout, layer norm", **changes).recipe
 
     first = recipe()
     assert first.startswith("mine.py-vectors-mine.py-mlp-")
     (here / "elsewhere").mkdir()
     (here / "elsewhere/mine.py").write_text(CODE)
-    by_path = recipe(network=str(here / "elsewhere/mine.py:mlp"))
-    assert by_path.rpartition("-")[2] == first.rpartition("-")[2]
+    assert recipe(network=str(here / "elsewhere/mine.py:mlp")) == first
     assert recipe(network="mine:mlp").rpartition("-")[2] == first.rpartition("-")[2]
     (here / "mine.py").write_text(CODE.replace("Dropout(0.2)", "Dropout(0.3)"))
     assert recipe() != first
+
+
+def test_tables_of_another_file_of_that_name_are_not_its_tables(here, monkeypatch):
+    e, store, folder = of("MLP, dropout, layer norm"), unmask.Store(here / "store"), here / "out"
+    unmask.measure(e, ["gaps"], store, jobs=1)
+    results.publish(Lab(e, store), "mine", folder, wanted=["gaps"])
+    assert results.evidence(e, ["gaps"], folder) == "mine"
+    (here / "mine.py").write_text(CODE.replace("Dropout(0.2)", "Dropout(0.3)"))
+    own._source.cache_clear()
+    assert results.evidence(e, ["gaps"], folder) is None
+    unmask.measure(e, ["gaps"], store, jobs=1)
+    with pytest.raises(UnmaskError, match="has the tables of another experiment"):
+        results.publish(Lab(e, store), "mine", folder, wanted=["gaps"])
+    (here / "mine.py").unlink()  # others can still be read
+    own._source.cache_clear()
+    assert results.evidence(experiment("smoke"), ["gaps"], folder) is None
+
+
+def test_what_a_file_said_at_first_is_what_runs(here):
+    e = of("MLP, dropout, layer norm")
+    before = e.recipe
+    (here / "mine.py").write_text("raise SystemExit")
+    assert networks.build(e)[4].p == 0.2 and e.recipe == before
+
+
+def test_a_ticket_with_attention_leaves_whole(here, store):
+    e = of("ViT", levels=1)
+    lab, at = Lab(e, store), Place("imp", 0, 5, 1)
+    ticket = lab.tickets([at])[0]
+    card = (export(lab, at, here / "out") / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    code = code.replace("network = ...", "import mine; network = mine.ViT()")
+    os.chdir(here / "out")
+    sys.path.insert(0, str(here))
+    try:
+        exec(code, found := {})
+    finally:
+        sys.path.remove(str(here))
+    networks.load_state(lab.network, ticket.state)
+    x = lab.data.test.as_inputs(4).x
+    assert torch.equal(found["network"].eval()(x), lab.network.eval()(x))
+    pruned = dict(found["network"].named_buffers())
+    assert {name for name in pruned if name.endswith("_mask")} == {f"{n}_mask" for n in ticket.mask}
 
 
 def test_a_function_is_as_good_as_its_name():
     found = experiment("smoke", network=a_network, **SHORT)
     assert found.network == f"{Path(__file__)}:a_network"
     assert isinstance(networks.build(found), torch.nn.Linear)
+    assert own.name_of(torchvision.models.resnet18) == "torchvision.models.resnet:resnet18"
     for function in (lambda: a_network(), torch.nn.Linear(3, 3).forward):
         with pytest.raises(UnmaskError, match=": must be a function at the top of a file, so that"):
             experiment("smoke", network=function)
@@ -341,10 +412,13 @@ def a_network():
         ({"network": "broken.py:mlp"}, "broken.py cannot be imported: SyntaxError: "),
         ({"network": "bad.py:no_network"}, "returns int, not a torch.nn.Module"),
         ({"network": "bad.py:fails"}, "network='bad.py:fails': RuntimeError: "),
-        ({"network": "bad.py:wrong_shape"}, "gives (2, 4) for 2 inputs, not (2, 3)"),
+        ({"network": "bad.py:wrong_shape"}, "gives (2, 4) for 2 inputs in training, not (2, 3)"),
         ({"network": "bad.py:wrong_input"}, "does not take inputs of shape (2, 3, 4): RuntimeErr"),
         ({"network": "bad.py:nothing_to_prune"}, "the network has no weight that can be pruned"),
         ({"network": "bad.py:not_finite"}, "1.weight is not finite to begin with"),
+        ({"network": "bad.py:Auxiliary"}, "gives tuple for 2 inputs in training, not (2, 3)"),
+        ({"network": "bad.py:drawn_elsewhere"}, "1.weight is another each time, although torch"),
+        ({"dataset": "bad.py:mixed"}, "training are torch.uint8, (3, 8, 8), those for test torch"),
         ({"network": "bad.py:Tied"}, "two.weight is the same tensor as another"),
         ({"network": "torchvision:nothing"}, "network='torchvision:nothing': ValueError: "),
         ({"network": "timm:nothing"}, "network='timm:nothing': RuntimeError: "),

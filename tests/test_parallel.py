@@ -239,6 +239,26 @@ def test_what_another_run_is_at_comes_last_and_is_waited_for(tmp_path):
     assert held in lab.store and tables.complete(lab, ["levels"])
 
 
+def test_a_chain_is_claimed_whole_and_a_control_by_itself(tmp_path):
+    tables.load_findings()
+    lab = Lab(experiment("smoke", levels=3, control_every=1), Store(tmp_path))
+    parents = tables.graph(lab.experiment, ["levels", "controls"])
+    tasks = [task for wave in tables.plan(lab, parents, 2) for task in wave]
+    claims = {}
+    for place, claim in ((place, c) for t in tasks for place, c in zip(t.args, t.claimed)):
+        claims.setdefault(claim, []).append(place)
+    chained = [places for places in claims.values() if len(places) > 1]
+    assert len(chained) == 4 and all(len({p[:3] for p in places}) == 1 for places in chained)
+    assert sum(places[0][0] == "random" for places in claims.values()) == 2 * 3
+
+
+def test_joblib_without_processes_of_its_own_works_as_well(tmp_path):
+    command = [sys.executable, "-m", "unmask", "run", "smoke", "--tables", "levels", "--jobs", "2"]
+    known = os.environ | {"UNMASK_STORE": str(tmp_path), "JOBLIB_MULTIPROCESSING": "0"}
+    assert subprocess.run(command, env=known, stderr=subprocess.DEVNULL).returncode == 0
+    assert tables.complete(Lab(experiment("smoke"), Store(tmp_path)), ["levels"])
+
+
 def test_two_runs_at_once_do_each_training_once(tmp_path, monkeypatch):
     """Each names in a file what it trains."""
     script = """if True:

@@ -130,6 +130,7 @@ def _show(options) -> None:
     chosen = _experiment(options)
     from . import networks, pruning
 
+    networks.check_size(chosen)
     network = networks.build(chosen)
     mask = pruning.dense_mask(network, chosen.never_pruned)
     for field in dataclasses.fields(Experiment):

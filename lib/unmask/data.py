@@ -287,6 +287,9 @@ def _returned(e: Experiment) -> list[Split]:
             refuse("an input is not finite")
         images = x.dtype == torch.uint8 and x.dim() == 4
         splits.append(Split(x if images else x.float(), y.long()))
+    kinds = [f"{split.x.dtype}, {tuple(split.x.shape[1:])}" for split in splits]
+    if kinds[0] != kinds[1]:
+        refuse(f"inputs for training are {kinds[0]}, those for test {kinds[1]}")
     return splits
 
 
@@ -417,8 +420,8 @@ def _refuse_other_images(e: Experiment, store: Store, fingerprint: str) -> None:
     results = (entry for entry in store.names() if entry.startswith(f"{e.recipe}/"))
     if known is not None and set(results) > {name + TENSORS}:
         raise UnmaskError(
-            f"folder={e.folder!r}: its images are not those of the results in {store.root}; give "
-            "them another folder, or take another store"
+            f"{e.folder or e.dataset}: its data are not those of the results in {store.root}; give "
+            "them another name, or take another store"
         )
     store.put_tensors(name, {"fingerprint": seen}, wait=False)
 

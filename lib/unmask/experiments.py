@@ -275,7 +275,8 @@ class Experiment:
         """Readable identity of what one training computes; the first folder of all that is
         stored."""
         names = [name for name, field in _fields().items() if field.metadata["recipe"]]
-        words = re.sub(r"[^a-zA-Z0-9.]+", "-", f"{self.dataset}-{self.network}").strip("-.")
+        words = f"{Path(self.dataset).name}-{Path(self.network).name}"
+        words = re.sub(r"[^a-zA-Z0-9.]+", "-", words).strip("-.")
         return f"{words[-80:]}-{self.digest(*names)}"
 
     def digest(self, *names: str) -> str:

@@ -32,9 +32,10 @@ from torch.nn.utils import prune
 tensors = load_file("ticket.safetensors")
 state = {{name: tensor for name, tensor in tensors.items() if ":" not in name}}
 network.load_state_dict(state, strict=False)  # but for counters of batches
-for name, module in network.named_modules():
-    if f"mask:{{name}}.weight" in tensors:
-        prune.custom_from_mask(module, "weight", tensors[f"mask:{{name}}.weight"])
+for name in tensors:
+    if name.startswith("mask:"):
+        module, _, weight = name.removeprefix("mask:").rpartition(".")
+        prune.custom_from_mask(network.get_submodule(module), weight, tensors[name])
 ```
 """
 

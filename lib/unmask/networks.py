@@ -10,6 +10,7 @@ up to rounding.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import warnings
 from collections.abc import Sequence
@@ -252,8 +253,9 @@ def _own(e: Experiment, replicates: int) -> nn.Module:
 
 def check_own(e: Experiment, network: nn.Module, x: Tensor) -> None:
     """Try a user's network on some inputs.
-    Raises UnmaskError: it does not take them, or its output is not one logit for each class; a
-    parameter is not finite, or belongs to two modules."""
+    Raises UnmaskError: it does not take them, in training or in evaluation, or its output is not
+    one logit for each class; a parameter is not finite, or belongs to two modules; or it does not
+    initialise itself by torch's generator alone."""
     shared = [name for name, _ in network.named_parameters(remove_duplicate=False)]
     known = {name for name, _ in network.named_parameters()}
     if tied := sorted(set(shared) - known):
@@ -262,16 +264,24 @@ def check_own(e: Experiment, network: nn.Module, x: Tensor) -> None:
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
             raise UnmaskError(f"network={e.network!r}: {name} is not finite to begin with")
-    network.eval()
-    try:
-        with torch.no_grad():
-            shape = tuple(network(x).shape)
-    except Exception as error:  # of somebody else's code
-        said = f"does not take inputs of shape {tuple(x.shape)}: {own.one_line(error)}"
-        raise UnmaskError(f"network={e.network!r}: {said}") from error
-    if shape != (len(x), e.classes):
-        said = f"gives {shape} for {len(x)} inputs, not ({len(x)}, {e.classes})"
+    one, other = (initial_state(e, torch.Generator().manual_seed(0)) for _ in range(2))
+    if odd := [name for name in one if not torch.equal(one[name], other[name])]:
+        said = f"{odd[0]} is another each time, although torch's generator is seeded"
         raise UnmaskError(f"network={e.network!r}: {said}")
+    tried = copy.deepcopy(network)
+    for training in (True, False):
+        tried.train(training)
+        try:
+            with torch.no_grad(), torch.random.fork_rng([]):
+                logits = tried(x)
+        except Exception as error:  # of somebody else's code
+            said = f"does not take inputs of shape {tuple(x.shape)}: {own.one_line(error)}"
+            raise UnmaskError(f"network={e.network!r}: {said}") from error
+        given = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+        if given != (len(x), e.classes):
+            when = "in training" if training else "in evaluation"
+            said = f"gives {given} for {len(x)} inputs {when}, not ({len(x)}, {e.classes})"
+            raise UnmaskError(f"network={e.network!r}: {said}")
 
 
 def check_size(experiment: Experiment) -> None:

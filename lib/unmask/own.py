@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from .errors import UnmaskError
 
@@ -28,9 +29,14 @@ def is_own(name: str) -> bool:
 
 
 def name_of(function: Callable) -> str:
-    """The name of a function, by its file.
+    """The name of a function: by its module if that is one of a package, or else by its file.
     Raises UnmaskError: it is a lambda, stands within another function, or in no file."""
+    function = inspect.unwrap(function)
     what = getattr(function, "__qualname__", type(function).__qualname__)
+    module = getattr(function, "__module__", "")
+    known = getattr(sys.modules.get(module), what, None)
+    if "." in module and inspect.unwrap(known) is function:
+        return f"{module}:{what}"
     try:
         file = inspect.getsourcefile(function) or ""
     except TypeError:
@@ -46,46 +52,42 @@ def identity(name: str) -> list[str]:
     file imports does not count.
     Raises UnmaskError: there is no such file or module."""
     place, _, what = name.rpartition(":")
-    return [place, what] if place in LIBRARIES else [what, _digest(place, os.getcwd())]
+    if place in LIBRARIES:
+        return [place, what]
+    return [what, hashlib.sha256(_source(place, os.getcwd())[1]).hexdigest()[:16]]
 
 
-@functools.cache  # for one process, an experiment stays what it was at first
-def _digest(place: str, folder: str) -> str:
-    return hashlib.sha256(_file(place).read_bytes()).hexdigest()[:16]
-
-
-def _file(place: str) -> Path:
+@functools.cache  # for one process, what a file says is what it said at first
+def _source(place: str, folder: str) -> tuple[Path, bytes]:
+    """The file of a place as seen from a folder, and what it says."""
     if place.endswith(".py"):
         file = Path(place).expanduser()
     else:
-        _from_here()
+        if folder not in sys.path:  # as with `python -m`
+            sys.path.insert(0, folder)
         try:
             found = importlib.util.find_spec(place)
-        except (ImportError, ValueError):
+        except ModuleNotFoundError:
             found = None
+        except Exception as error:  # of a package that is imported to look into it
+            raise UnmaskError(f"{place!r} cannot be imported: {one_line(error)}") from error
         file = Path((found and found.origin) or "")
-    if not file.is_file():
-        raise UnmaskError(f"{place!r}: there is no such file or module")
-    return file.absolute()
+    try:
+        return file.absolute(), file.read_bytes()
+    except OSError as error:
+        raise UnmaskError(f"{place!r}: there is no such file or module") from error
 
 
 def find(name: str) -> Callable:
     """The function of that name.
     Raises UnmaskError: its file cannot be imported, or has none of that name."""
     place, _, what = name.rpartition(":")
-    file = _file(place)
+    file, source = _source(place, os.getcwd())
     try:
-        if place.endswith(".py"):
-            known = f"_unmask_own_{_digest(place, os.getcwd())}"
-            if known not in sys.modules:
-                spec = importlib.util.spec_from_file_location(known, file)
-                sys.modules[known] = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(sys.modules[known])
-            module = sys.modules[known]
-        else:
-            module = importlib.import_module(place)
+        module = (
+            _executed(file, source) if place.endswith(".py") else importlib.import_module(place)
+        )
     except Exception as error:  # whatever a user's file does
-        sys.modules.pop(f"_unmask_own_{_digest(place, os.getcwd())}", None)
         raise UnmaskError(f"{name}: {file.name} cannot be imported: {one_line(error)}") from error
     function = getattr(module, what, None)
     if not callable(function):
@@ -93,13 +95,17 @@ def find(name: str) -> Callable:
     return function
 
 
+@functools.cache
+def _executed(file: Path, source: bytes) -> ModuleType:
+    """A module of its own, made of what the file said when it was read."""
+    name = f"_own_{hashlib.sha256(bytes(file) + source).hexdigest()[:16]}"
+    module = sys.modules[name] = ModuleType(name)
+    module.__file__ = str(file)
+    exec(compile(source, file, "exec"), module.__dict__)
+    return module
+
+
 def one_line(error: Exception) -> str:
     """An error of somebody else's code, as the end of a line."""
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
-
-
-def _from_here() -> None:
-    """As with `python -m`, modules are also looked for in the present folder."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())

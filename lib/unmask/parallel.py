@@ -124,7 +124,7 @@ def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int, wait: bool) -> list[str 
     if jobs <= 1:
         return [_do(task, lab, wait) for task in tasks]
     pool = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)
-    where = str(lab.store.root), os.getcwd(), os.getpid()
+    where = lab.experiment.recipe, str(lab.store.root), os.getcwd(), os.getpid()
     try:
         one = joblib.delayed(_do_there)
         return pool(one(task, wait, lab.experiment, *where) for task in tasks)
@@ -136,11 +136,14 @@ def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int, wait: bool) -> list[str 
 
 
 def _do_there(
-    task: Task, wait: bool, experiment: Experiment, root: str, folder: str, parent: int
+    task: Task, wait: bool, experiment: Experiment, recipe: str, root: str, folder: str, parent: int
 ) -> str | None:
-    _end_with(parent)
+    if os.getppid() == parent:  # not where joblib has processes of another kind, or none
+        _end_with(parent)
     os.chdir(folder)  # where a user's files are found; a worker may be older than that
-    return _do(task, _lab(experiment, root), wait)
+    if experiment.recipe != recipe:
+        raise UnmaskError(f"a file of {experiment.network} or {experiment.dataset} was changed")
+    return _do(task, _lab(experiment, root, folder), wait)
 
 
 @functools.cache
@@ -158,20 +161,21 @@ def _end_with(parent: int) -> None:
 def _do(task: Task, lab: Lab, wait: bool) -> str | None:
     from .train import single_thread
 
-    try:
-        with lab.store.claimed(task.claimed, wait) as ours, single_thread():
-            mine = task.only(name in ours for name in task.claimed)
+    with lab.store.claimed(task.claimed, wait) as ours, single_thread():
+        mine, said = task.only(name in ours for name in task.claimed), None
+        try:
             if mine.args:
                 task.function(lab, *mine.args)
-            return BUSY if len(mine.args) < len(task.args) else None
-    except Degenerate as error:
-        missing = next(output for output in task.outputs if output.name not in lab.store)
-        return f"{error} (in: {missing.label})"
+        except Degenerate as error:
+            missing = next(output for output in mine.outputs if output.name not in lab.store)
+            said = f"{error} (in: {missing.label})"
+        # what fails, fails again when the rest is waited for
+        return BUSY if len(mine.args) < len(task.args) else said
 
 
 @functools.lru_cache(maxsize=1)
-def _lab(experiment: Experiment, root: str) -> Lab:
-    """Kept between the tasks of a worker, so that it reads the data set once."""
+def _lab(experiment: Experiment, root: str, folder: str) -> Lab:
+    """Kept between the tasks of a worker in a `folder`, so that it reads the data set once."""
     from .lab import Lab
 
     return Lab(experiment, Store(root))

@@ -29,7 +29,8 @@ def dense_mask(network: nn.Module, never: Sequence[str] = ()) -> Mask:
         raise UnmaskError(f"never_pruned: {odd[0]!r} fits none of {', '.join(names)}")
     kinds = nn.modules.conv._ConvNd, nn.Linear
     never = *never, *getattr(network, "never_pruned", ())
-    weights = {f"{name}.weight" for name, m in network.named_modules() if isinstance(m, kinds)}
+    modules = (name for name, module in network.named_modules() if isinstance(module, kinds))
+    weights = {f"{name}.weight".removeprefix(".") for name in modules}
     attention = "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"
     mask = {
         name: torch.ones(weight.shape, dtype=torch.bool)

@@ -61,7 +61,8 @@ def publish(
     if name in published_names(folder):
         known, there, about = published(name, folder)
         instalments = about["instalments"]
-    if not _same_but_seeds(known, chosen):
+    same = not there or about["recipe"] == chosen.recipe
+    if not (same and _same_but_seeds(known, chosen)):
         said = f"{target} has the tables of another experiment; delete it, or take another name"
         raise UnmaskError(f"publish={name!r}: {said}")
     # What is there and in this store as well is written anew, by one program from one store.
@@ -86,7 +87,9 @@ def publish(
         raise UnmaskError(f"publish={name!r}: {said}{seeds[0]} to {seeds[-1]}")
 
     this = {"tables": names, "first_seed": chosen.first_seed, "seeds": chosen.seeds}
+    # a recipe of a user's own files is that of the day
     about = {"experiment": dataclasses.asdict(whole), "identity": whole.id}
+    about["recipe"] = whole.recipe
     about["instalments"] = [*_remaining(instalments, this), this | _about(lab, names)]
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -123,7 +126,7 @@ def _remaining(instalments: list[dict], fresh: dict) -> list[dict]:
 def _about(lab: Lab, names: Sequence[str]) -> dict:
     """Where tables come from: what the entries say that they were computed from."""
     needed = [tables.entry(lab, node) for node in tables.graph(lab.experiment, names)]
-    entries = [lab.store.provenance(entry) for entry in needed if entry in lab.store]
+    entries = [lab.store.provenance(entry) for entry in needed if not lab.store.damage(entry)]
     days = sorted(entry["date"][:10] for entry in entries)
 
     def told(what: str, otherwise: str = "unknown") -> str:
@@ -157,8 +160,9 @@ def published(name: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str, p
 
 
 def provenance(name: str, folder: Path = FOLDER) -> dict:
-    """What is published under a name, and where it comes from: "experiment", "identity", and the
-    "instalments", each with its tables, seeds, commit, dates, hardware and versions."""
+    """What is published under a name, and where it comes from: "experiment", its "identity" and
+    "recipe", and the "instalments", each with its tables, seeds, commit, dates, hardware and
+    versions."""
     return json.loads((folder / name / "provenance.json").read_text())
 
 
@@ -225,7 +229,7 @@ def _seeds(e: Experiment) -> str:
 
 
 # What has to be the same for one experiment's tables to be part of another's.
-_SAME = ("recipe", "levels", "earliest", "latest", "barrier_points", "epsilon", "lmc_threshold")
+_SAME = ("levels", "earliest", "latest", "barrier_points", "epsilon", "lmc_threshold")
 _SAME += ("higher_sparsity", "ticket_density", "loss_height", "limit_tolerance", "gap_refilled")
 
 
@@ -233,8 +237,9 @@ def evidence(chosen: Experiment, names: Sequence[str], folder: Path = FOLDER) ->
     """The name under which the tables `names` are published of an experiment with the same recipe
     and thresholds, and with all the seeds and rewind steps of `chosen`."""
     for name in published_names(folder):
-        known, tables_there, _ = published(name, folder)
-        same = all(getattr(known, field) == getattr(chosen, field) for field in _SAME)
+        known, tables_there, about = published(name, folder)
+        same = about["recipe"] == chosen.recipe
+        same &= all(getattr(known, field) == getattr(chosen, field) for field in _SAME)
         covers = set(chosen.all_seeds) <= set(known.all_seeds)
         covers &= set(chosen.rewind_steps) <= set(known.rewind_steps)
         if same and covers and set(names) <= set(tables_there):

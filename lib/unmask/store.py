@@ -72,9 +72,11 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
-            for path in self.root.rglob(f".{_HOST}.*.partial"):
-                if not _is_alive(int(path.name.split(".")[-3])):
-                    path.unlink(missing_ok=True)
+        for path in self.root.rglob(f".{_HOST}.*.partial"):
+            with contextlib.suppress(OSError):  # gone, or somebody else's to remove
+                old = path.stat().st_mtime < time.time() - _HOUR
+                if old and not _is_alive(int(path.name.split(".")[-3])):
+                    path.unlink()
 
     def __contains__(self, name: str) -> bool:
         return os.path.exists(self.root / (name + ".json"))
@@ -286,6 +288,9 @@ def reading_csv(source) -> pandas.DataFrame:
 
 
 _HOST = re.sub(r"\W+", "-", platform.node()) or "host"
+
+
+_HOUR = 3600  # machines that share a name do not see each other's processes
 
 
 def _is_alive(process: int) -> bool:

@@ -344,7 +344,9 @@ def _task(lab: Lab, parents: dict, function: Callable, arguments, nodes: list) -
 
 def _claim(lab: Lab, node: Node) -> str:
     """Of a chain, the name for all of its levels: whoever goes down it goes all the way."""
-    return entry(lab, node._replace(level=min(node.level, 1)) if isinstance(node, Place) else node)
+    if isinstance(node, Place) and node.kind in chains.CHAINS and node.level > 0:
+        node = node._replace(level=1)
+    return entry(lab, node)
 
 
 def shared_out(lab: Lab, items: Sequence, parts: float) -> list[Sequence]:

@@ -77,7 +77,7 @@ def train(
         For each replicate, its states at the snapshots and what was observed. A training that
         diverges ends in weights that are not finite; see `is_finite`.
     Raises UnmaskError: a snapshot is before `start` or beyond the end, or several processes cannot
-    share the batch equally, or not at all as the network is for signals."""
+    share the batch equally, or not at all as the network is for signals or a user's own."""
     e, count, shared = experiment, len(replicates), processes.count()
     snapshots = sorted(set(snapshots)) or [e.steps]
     if not start <= snapshots[0] <= snapshots[-1] <= e.steps:
@@ -86,7 +86,7 @@ def train(
     if e.batch_size % shared:
         said = f"batch_size={e.batch_size}: must be a multiple of the {shared} processes"
         raise UnmaskError(said)
-    if shared > 1 and e.known_network.signals:
+    if shared > 1 and (e.known_network.signals or own.is_own(e.network)):
         said = f"network={e.network!r}: is trained by one process; run it without torchrun"
         raise UnmaskError(said)
 
