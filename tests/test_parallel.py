@@ -236,6 +236,7 @@ def test_what_another_run_is_at_comes_last_and_is_waited_for(tmp_path):
             time.sleep(0.1)
         assert held not in lab.store and process.poll() is None
     assert process.wait(60) == 0
+    tables.load_findings()
     assert held in lab.store and tables.complete(lab, ["levels"])
 
 
@@ -256,6 +257,7 @@ def test_joblib_without_processes_of_its_own_works_as_well(tmp_path):
     command = [sys.executable, "-m", "unmask", "run", "smoke", "--tables", "levels", "--jobs", "2"]
     known = os.environ | {"UNMASK_STORE": str(tmp_path), "JOBLIB_MULTIPROCESSING": "0"}
     assert subprocess.run(command, env=known, stderr=subprocess.DEVNULL).returncode == 0
+    tables.load_findings()
     assert tables.complete(Lab(experiment("smoke"), Store(tmp_path)), ["levels"])
 
 
