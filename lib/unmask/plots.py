@@ -100,13 +100,16 @@ def by_step(table: pd.DataFrame, experiment: Experiment):
         yield f"rewound to step {step}", looks[step], rows
 
 
-def mean_and_range(ax: Axes, table: pd.DataFrame, x: str, y: str, scale=PERCENT, **style) -> None:
-    """Mean over seeds as a line with markers, smallest to largest as a band. Densities are
+def mean_and_range(
+    ax: Axes, table: pd.DataFrame, x: str, y: str, scale=PERCENT, band: bool = True, **style
+) -> None:
+    """Mean over seeds as a line with markers, smallest to largest as a `band`. Densities are
     percent."""
     groups = scale * table.groupby(x)[y].agg(["mean", "min", "max"])
     at = PERCENT * groups.index if x in ("density", "ratio") else groups.index
     ax.plot(at, groups["mean"], **style)
-    ax.fill_between(at, groups["min"], groups["max"], color=style["color"], alpha=0.2, lw=0)
+    if band:
+        ax.fill_between(at, groups["min"], groups["max"], color=style["color"], alpha=0.2, lw=0)
 
 
 def threshold_line(ax: Axes, share: float, **look) -> None:

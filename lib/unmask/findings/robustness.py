@@ -262,8 +262,8 @@ def perturbed_pairs(tables: Tables, e: Experiment) -> Figure:
     """Barrier between perturbed pairs, and their test error, against the length of the
     perturbation.
 
-    A column of panels for each probed level, a curve for each rewind step: mean and range over
-    seeds. Hollow: the same length along IMP's own direction."""
+    A column of panels for each probed level, a curve for each rewind step: mean over seeds, and of
+    the first and the last their range. Hollow: the same length along IMP's own direction."""
     table, main = tables["perturbations"], main_kind(tables)
     table = table.assign(error=table[["test_error", "other_error"]].mean(axis=1))
     levels, hollow = sorted(table.level.unique()), dict(ms=9, mfc="none", mew=1.6, ls="none")
@@ -273,11 +273,13 @@ def perturbed_pairs(tables: Tables, e: Experiment) -> Figure:
         curves = by_step(table[table.level == level], e)
         for offset, (label, style, chain) in enumerate(curves):
             random, imp = (chain[chain.kind == kind] for kind in (main, IMP))
-            look, at = {"color": style["color"]}, 1 + 0.06 * (offset - 1)  # side by side
+            look, at = {"color": style["color"]}, 1 + 0.03 * (offset - 1)  # side by side
+            end = chain.rewind_step.iloc[0] in (e.earliest, e.latest)
             for ax, y in zip(column, ("barrier", "error")):
-                mean_and_range(ax, random, "length", y, label=label, **style)
+                mean_and_range(ax, random, "length", y, band=end, label=label, **style)
                 points = PERCENT * imp[y]
-                ax.plot([at, at], [points.min(), points.max()], lw=1, **look)
+                if end:
+                    ax.plot([at, at], [points.min(), points.max()], lw=1, **look)
                 ax.plot(at, points.mean(), marker=style["marker"], **hollow, **look)
         for ax in column:
             ax.axvline(1, color="0.3", lw=1)
