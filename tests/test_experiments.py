@@ -292,6 +292,7 @@ def test_tables_are_named_with_or_without_spaces(typed, tmp_path, monkeypatch, c
     asked = []
     monkeypatch.setenv("UNMASK_STORE", str(tmp_path))
     monkeypatch.setattr(tables, "compute", lambda lab, names, jobs: asked.append(names))
+    monkeypatch.setattr("unmask.tables.complete", lambda lab, names: names)
     assert main(["run", "smoke", "--tables", typed]) == 0
     assert asked == [["levels", "pairs"]]
     assert capsys.readouterr().out.startswith("unmask: what was asked for smoke (identity ")

@@ -358,6 +358,7 @@ def test_0_and_all_take_all_images(tree, store, monkeypatch, augmentation):
     asked = []
     monkeypatch.setenv("UNMASK_STORE", str(store.root))
     monkeypatch.setattr(tables, "compute", lambda lab, *_: asked.append(lab))
+    monkeypatch.setattr("unmask.tables.complete", lambda lab, names: names)
     samples = dict(train_samples="all", test_samples="all")
     arguments = typed(augmentation=augmentation, **samples)
     assert main(["run", "smoke", *arguments, "--tables", "levels, pairs"]) == 0
