@@ -78,7 +78,7 @@ NETWORKS = {
 }
 
 # Of what is a user's own, see `own`, nothing is known beforehand.
-_OWN_DATASET, _OWN_NETWORK = Dataset(None, 3, ("none", "crop-flip")), Network("own")
+_OWN_DATASET, _OWN_NETWORK = Dataset(None, 3, ("none", "crop-flip")), Network("own_network")
 _LIBRARIES = "torchvision:NAME, timm:NAME, "
 
 # What a value may be, in words and as a test. Factors beyond the largest are of no use, and would
@@ -123,6 +123,7 @@ _AUGMENTATION, _PRECISION = _one_of((*_MOVED, "resized-crop")), _one_of(("float3
 _STEPS = _increasing("a share of the steps, in (0, 1)", _SHARE[1], some=False)
 _NAMES: Rule = "a list of names", lambda v: all(v)
 _ALL = "0 or more; 0 or 'all': all there are", lambda v: v >= 0
+_SOME = f"{_ALL[0]}; not 1", lambda v: v >= 0 and v != 1  # batch norm takes no statistics of one
 
 
 def setting(rule: Rule, *, recipe: bool = False, before=dataclasses.MISSING):
@@ -198,8 +199,7 @@ class Experiment:
     # so many training samples (0: of all)
     barrier_points: int = setting(_ODD)
     plane_points: int = setting(_ODD)
-    # batch norm takes no statistics of one
-    train_measured: int = setting((f"{_ALL[0]}; not 1", lambda v: v >= 0 and v != 1), before=0)
+    train_measured: int = setting(_SOME, before=0)
     # judging, fixed before results are looked at
     epsilon: float = setting(_SHARE)  # matching: at most the dense error plus epsilon
     lmc_threshold: float = setting(_SHARE)  # connected: a barrier below this
@@ -421,7 +421,7 @@ def _typed(name: str, value):
 
 
 def _scalar(name: str, value, kind: type):
-    if value == "all" and _fields()[name].metadata["rule"][0].startswith(_ALL[0]):
+    if value == "all" and _fields()[name].metadata["rule"] in (_ALL, _SOME):
         return 0
     if isinstance(value, bool):
         raise bad(name, value, f"of type {kind.__name__}")

@@ -71,10 +71,9 @@ def export(lab: Lab, place: Place, folder: Path) -> Path:
         network = f"network = ...  # {e.network}"
     rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())
     card = _CARD.format(title=place, rows=rows, network=network)
-    tensors = ticket.state | {f"mask:{name}": kept for name, kept in ticket.mask.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "ticket.safetensors", safetensors.torch.save(tensors))
+        write_atomically(folder / "ticket.safetensors", safetensors.torch.save(ticket.tensors()))
         write_atomically(folder / "README.md", card.encode())
     except OSError as failed:
         said = f"output={str(folder)!r}: cannot be written: {failed.strerror}"

@@ -39,6 +39,10 @@ class Ticket(NamedTuple):
     mask: Mask
     course: dict[int, float] = {}
 
+    def tensors(self) -> State:
+        """State and mask in one dict, the mask's names after `mask:`."""
+        return self.state | {f"mask:{name}": kept for name, kept in self.mask.items()}
+
 
 class Lab:
     """Access to everything the experiment trains. Levels count from 0 (dense).
@@ -175,7 +179,7 @@ class Lab:
         return all(fits) and self._is_state(state)
 
     def _put(self, place: Place, ticket: Ticket, seconds: float) -> None:
-        tensors = ticket.state | {f"mask:{name}": kept for name, kept in ticket.mask.items()}
+        tensors = ticket.tensors()
         if ticket.course:
             tensors["course:step"] = torch.tensor(list(ticket.course))
             tensors["course:below"] = torch.tensor(

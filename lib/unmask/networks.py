@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from . import own, processes
 from .errors import UnmaskError
-from .experiments import NETWORKS, Experiment
+from .experiments import Experiment
 
 State = dict[str, Tensor]
 
@@ -218,13 +218,11 @@ def build(experiment: Experiment, replicates: int = 1) -> nn.Module:
     """The experiment's network, with weights still to be loaded.
     Raises UnmaskError: several replicates of a network that has no channel groups to spare
     (ResNet-50, a user's own); or a user's cannot be made."""
-    if own.is_own(experiment.network):
-        return _own(experiment, replicates)
-    network = NETWORKS[experiment.network]
+    network = experiment.known_network
     return globals()[network.family](experiment, replicates, **network.arguments)
 
 
-def _own(e: Experiment, replicates: int) -> nn.Module:
+def own_network(e: Experiment, replicates: int) -> nn.Module:
     """A network of a library or of the user's: see `own`."""
     place, _, name = e.network.rpartition(":")
     if replicates > 1:

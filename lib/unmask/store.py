@@ -288,8 +288,6 @@ def reading_csv(source) -> pandas.DataFrame:
 
 
 _HOST = re.sub(r"\W+", "-", platform.node()) or "host"
-
-
 _HOUR = 3600  # machines that share a name do not see each other's processes
 
 
