@@ -174,7 +174,6 @@ class ResNet(nn.Module):
     halves the image, and so may the stem.
 
     Takes (batch, replicates * channels, size, size), returns logits (replicates * batch, classes).
-    Inside, the channels of a pixel lie side by side, which is faster by a quarter on a CPU.
     """
 
     def __init__(
@@ -200,7 +199,6 @@ class ResNet(nn.Module):
         self.linear = Linear(before, e.classes, replicates)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
         x = self.norm(self.stem(x)).relu_()
         x = self.blocks(x).mean((2, 3))
         x = x.unflatten(1, (self.linear.replicates, -1)).transpose(0, 1)
