@@ -8,9 +8,10 @@ import torch
 
 import unmask
 from unmask import pruning
+from unmask.barriers import direction, distance
 from unmask.experiments import experiment
 from unmask.findings import robustness
-from unmask.findings.robustness import direction, distance, perturbed, pruned_rewind_points
+from unmask.findings.robustness import perturbed, pruned_rewind_points
 from unmask.lab import Lab
 from unmask.train import Start, generator, train
 from unmask.verdicts import barrier

@@ -1,4 +1,5 @@
-"""Error along the segment between two networks; the barrier of one is `verdicts.barrier`."""
+"""Moves in weight space, and error along the segment between two networks; the barrier of one is
+`verdicts.barrier`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,31 @@ from torch import nn
 from . import networks, processes
 from .data import Data, Split
 from .networks import State
+from .pruning import Mask
 from .train import evaluate
+
+
+def direction(mask: Mask, generator: torch.Generator) -> State:
+    """A direction of length 1 in the mask's axial subspace, uniform over all of them."""
+    normal = {
+        name: torch.randn(kept.shape, generator=generator) * kept for name, kept in mask.items()
+    }
+    length = distance(normal)
+    return {name: tensor / length for name, tensor in normal.items()}
+
+
+def distance(one: State, other: State | None = None) -> float:
+    """The Euclidean distance between two states, or from the origin, over all tensors of `one`."""
+    parts = (tensor if other is None else tensor - other[name] for name, tensor in one.items())
+    return float(torch.cat([part.flatten().double() for part in parts]).norm())
+
+
+def moved(state: State, along: State, length: float) -> State:
+    """The state moved by `length` times the direction `along`."""
+    return {
+        name: tensor + length * along[name] if name in along else tensor
+        for name, tensor in state.items()
+    }
 
 
 def interpolate(one: State, other: State, t: float) -> State:

@@ -69,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     said = "also write the tables, with provenance, to results/NAME (default: the preset's name)"
     command.add_argument("--publish", nargs="?", const=True, metavar="NAME", help=said)
 
+    said = "has your network a ticket, and from which rewind step? Without running IMP"
+    command = commands.add_parser("diagnose", help=said)
+    command.set_defaults(command=_diagnose)
+    _takes_experiment(command)
+    said = "what would take longer is left out, and said so (default: 5)"
+    command.add_argument("--minutes", type=float, default=5.0, metavar="M", help=said)
+    command.add_argument("--jobs", type=int, metavar="N", help="processes to use, as for run")
+    said = "the folder of the page and its numbers (default: build/diagnosis)"
+    command.add_argument("--output", type=Path, default=Path("build/diagnosis"), help=said)
+
     command = commands.add_parser("execute", help="execute notebooks, parameters checked first")
     command.set_defaults(command=_execute)
     command.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
@@ -166,11 +176,27 @@ def _run(options) -> None:
         print(f"unmask: published to {results.publish(lab, name, wanted=names)}")
 
 
+def _diagnose(options) -> None:
+    from . import plots, tables
+
+    _refuse_torchrun("diagnose")
+    found = tables.load_findings()["paper"].diagnosis
+    diagnosis = found.Diagnosis(_experiment(options), minutes=options.minutes, jobs=options.jobs)
+    plots.set_style()
+    for answer in diagnosis.run():
+        print(f"{answer}\n", flush=True)
+    print(f"unmask: wrote {diagnosis.write(options.output)}")
+
+
+def _refuse_torchrun(command: str) -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UnmaskError(f"{command}: without torchrun, which would have every process run it")
+
+
 def _execute(options) -> None:
     from .execute import execute, targets
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise UnmaskError("execute: without torchrun, which would have every process run it")
+    _refuse_torchrun("execute")
     parameters = {name: literal(value) for name, value in options.parameters}
     for notebook, target in targets(options.notebooks, options.output, parameters):
         execute(notebook, target, parameters)

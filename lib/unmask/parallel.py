@@ -92,7 +92,7 @@ def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
     Several runs on one store share the work: what another is at comes last, and is waited for. What
     fails because a network has come to nothing is said at the end; what does not need it goes on.
     Processes that torchrun started do the tasks one by one, together.
-    Raises UnmaskError: what tasks raised; or a worker was killed."""
+    Raises Degenerate: what tasks raised. Raises UnmaskError: a worker was killed."""
     jobs = 1 if processes.count() > 1 else jobs  # those of torchrun do each task together
     os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
     # After a large Hessian joblib replaces a worker, which is as it should be.
@@ -112,7 +112,7 @@ def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
     if failed:
         need = f"; {left} networks or parts of tables need them, not tried" if left else ""
         said = f"{'; '.join(failed)}{need}; what is independent of them is in the store"
-        raise UnmaskError(said)
+        raise Degenerate(said)
 
 
 def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int, wait: bool) -> list[str | None]:

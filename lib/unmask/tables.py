@@ -16,8 +16,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from itertools import groupby, product
+from itertools import chain, groupby, product
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
@@ -57,9 +58,10 @@ class Table:
     `reads`: fields of the experiment on which a part depends, beside the recipe. `steps`: training
     steps that a part takes itself, a function of experiment and keys; `passes`: samples that it
     sends through the network, forward, likewise. `tensors`: it is no table but a dict of tensors
-    that several tables are made from. `cases`: which keys an experiment has; by default every seed
-    (and rewind step). `needs`: what a part is made from, a function of experiment and keys; by
-    default the whole IMP chain of its seed and rewind step."""
+    that several tables are made from. `asked`: no experiment has it as a whole; whoever asks names
+    the parts. `cases`: which keys an experiment has; by default every seed (and rewind step).
+    `needs`: what a part is made from, a function of experiment and keys; by default the whole IMP
+    chain of its seed and rewind step."""
 
     measure: Callable
     keys: tuple[str, ...]
@@ -67,6 +69,7 @@ class Table:
     steps: Callable[..., float] = lambda e, *keys: 0
     passes: Callable[..., float] = lambda e, *keys: 0
     tensors: bool = False
+    asked: bool = False
     cases: Callable[[Experiment], Iterable[tuple]] | None = None
     needs: Callable[..., Iterable[Node]] | None = None
 
@@ -123,19 +126,18 @@ def _declared(module: str, name: str) -> Table:
 
 
 @functools.cache
-def load_findings() -> None:
-    """Import what declares tables and judges them: the entry points `unmask.findings`.
+def load_findings() -> dict[str, ModuleType]:
+    """Import what declares tables and judges them, the entry points `unmask.findings`: by name.
     Raises UnmaskError: there is none."""
     if not (found := entry_points(group="unmask.findings")):
         raise UnmaskError("no finding is installed: run pip install -e . in the checkout again")
-    for entry_point in found:
-        entry_point.load()
+    return {entry_point.name: entry_point.load() for entry_point in found}
 
 
 def known_tables() -> list[str]:
-    """The names of all tables, in the order of the findings."""
+    """The names of all tables that experiments have, in the order of the findings."""
     load_findings()
-    return [name for name, table in TABLES.items() if not table.tensors]
+    return [name for name, table in TABLES.items() if not (table.tensors or table.asked)]
 
 
 def check_tables(names: Iterable[str]) -> None:
@@ -170,13 +172,12 @@ def measure(
     return {name: read(lab, name) for name in names}
 
 
-def compute(lab: Lab, names: Sequence[str], jobs: int | None = None) -> None:
-    """Put all parts of the named tables into the lab's store, in parallel.
+def compute(lab: Lab, wanted: Sequence[str | Node], jobs: int | None = None) -> None:
+    """Put all parts of named tables, or single nodes, into the lab's store, in parallel.
     Raises UnmaskError: bad input, found before any computing."""
-    check_tables(names)
+    check_tables(name for name in wanted if isinstance(name, str))
     jobs = parallel.check_jobs(jobs, lab.device.type)
-    parents = graph(lab.experiment, names, there=lambda node: lab.store.whole(entry(lab, node)))
-    if parents:
+    if parents := missing(lab, wanted):
         lab.store.prepare()
         _ = lab.data  # before there are several processes to read or make it
         if (said := estimate(lab, parents, jobs)) and processes.rank() == 0:
@@ -257,14 +258,20 @@ def entry(lab: Lab, node: Node, ending: bool = True) -> str:
     return name + (TENSORS if declared.tensors else TABLE) * ending
 
 
+def missing(lab: Lab, wanted: Sequence[str | Node]) -> dict[Node, list[Node]]:
+    """Of the graph, what is not in the lab's store."""
+    return graph(lab.experiment, wanted, lambda node: lab.store.whole(entry(lab, node)))
+
+
 def graph(
-    e: Experiment, names: Sequence[str], there: Callable[[Node], bool] = lambda node: False
+    e: Experiment, wanted: Sequence[str | Node], there: Callable[[Node], bool] = lambda node: False
 ) -> dict[Node, list[Node]]:
-    """All that is to be computed for the named tables, each with what it is made from.
+    """All that is to be computed for named tables or nodes, each with what it is made from.
 
     What is `there` needs nothing, nor does what only it would need."""
     parents: dict[Node, list[Node]] = {}
-    waiting = [part for name in names for part in TABLES[name].parts(e)][::-1]
+    each = ([one] if isinstance(one, tuple) else TABLES[one].parts(e) for one in wanted)
+    waiting = list(chain.from_iterable(each))[::-1]
     seen = set()
     while waiting:
         node = waiting.pop()

@@ -17,4 +17,5 @@ _NAMES = {
     "4": "retraining",
     "picture": "landscape",
 }
+diagnosis = import_module(".diagnosis", __name__)  # of a network of one's own, when it is asked for
 FINDINGS = {finding: import_module(f".{name}", __name__) for finding, name in _NAMES.items()}

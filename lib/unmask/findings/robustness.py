@@ -25,33 +25,6 @@ from ..verdicts import in_numbers, judge, log_barrier, settings_in_numbers, with
 OPPOSITE, RANDOM, IMP = "opposite", "random", "imp"
 
 
-def direction(mask, generator):
-    """A direction of length 1 in the mask's axial subspace, uniform over all of them."""
-    import torch
-
-    normal = {
-        name: torch.randn(kept.shape, generator=generator) * kept for name, kept in mask.items()
-    }
-    length = distance(normal)
-    return {name: tensor / length for name, tensor in normal.items()}
-
-
-def distance(one, other=None) -> float:
-    """The Euclidean distance between two states, or from the origin, over all tensors of `one`."""
-    import torch
-
-    parts = (tensor if other is None else tensor - other[name] for name, tensor in one.items())
-    return float(torch.cat([part.flatten().double() for part in parts]).norm())
-
-
-def moved(state, along, length: float):
-    """The state moved by `length` times the direction `along`."""
-    return {
-        name: tensor + length * along[name] if name in along else tensor
-        for name, tensor in state.items()
-    }
-
-
 def pruned_rewind_points(lab, seed, rewind_step, level):
     """`m^(L) * w_tau` and `m^(L+1) * w_tau`; pruning moves the start from the one to the other."""
     rewind_point = lab.rewind_point(seed, rewind_step)
@@ -80,8 +53,9 @@ def perturbed(lab, seed, rewind_step, level) -> list[Pair]:
     mask = lab.level(seed, rewind_step, level).mask
     here, there = pruned_rewind_points(lab, seed, rewind_step, level)
     names = seed, "perturbation", rewind_step, level
-    ways = [direction(mask, unmask.train.generator(*names, which)) for which in (0, 1)]
-    step, pairs = distance(here, there), []
+    draws = [unmask.train.generator(*names, which) for which in (0, 1)]
+    moved, ways = unmask.barriers.moved, [unmask.barriers.direction(mask, one) for one in draws]
+    step, pairs = unmask.barriers.distance(here, there), []
     for length in lab.experiment.perturbation_lengths:
         half = length * step / 2
         ends = (moved(here, ways[0], by) for by in (half, -half))
@@ -123,7 +97,8 @@ def perturbations(lab, seed, rewind_step, level) -> pd.DataFrame:
     pairs = perturbed(lab, seed, rewind_step, level)
     trained = trained_pairs(lab, seed, rewind_step, level, pairs)
     _, _, here, there = pairs[-1]  # IMP's: the pruned rewind point, and what pruning makes of it
-    step, norm = distance(here, there), distance({name: here[name] for name in lab.dense_mask})
+    distance, weights = unmask.barriers.distance, {name: here[name] for name in lab.dense_mask}
+    step, norm = distance(here, there), distance(weights)
     rows = []
     for pair, (one, other) in zip(pairs, trained):
         path = lab.path(one, other)

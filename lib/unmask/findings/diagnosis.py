@@ -1,0 +1,494 @@
+"""Beyond the paper: has a network of one's own a ticket, from which rewind step, and how much can
+be cut? Asked of one seed and a handful of pairs of networks, before anybody runs iterative
+magnitude pruning (IMP), which trains one network for each level and rewind step.
+
+No experiment has these tables as a whole: what is asked next depends on what was answered.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import unmask
+
+from .. import plots, tables
+from ..chains import Place, dense, place
+from ..errors import Degenerate, UnmaskError
+from ..experiments import Experiment, bad
+from ..parallel import check_jobs
+from ..plots import PERCENT
+from ..store import Store, commit, processor, write_atomically
+from ..tables import Part, table
+from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Tables, barrier
+from ..verdicts import in_sublevel_set, is_at_chance, is_at_most, is_connected
+
+NOISE, PRUNING = 0, 1  # how far the two of a pair start apart, in units of d_L
+BRIEF = 0.1  # share of the training steps for which a cut network is fine-tuned
+
+
+def candidates(e: Experiment) -> tuple[int, ...]:
+    """The rewind steps to search: 0, and from 1/128 to 1/2 of the training steps, each sqrt(2)
+    times the one before, rounded."""
+    return tuple(sorted({0, *(round(e.steps * 2 ** (-k / 2)) for k in range(2, 15))}))
+
+
+# What is measured
+
+
+def _path(e: Experiment, *keys) -> float:
+    return e.barrier_points * e.evaluated[0]
+
+
+def _dense(e: Experiment, seed: int, *keys):
+    return [dense(seed)]
+
+
+@table(("seed",), asked=True, passes=lambda e, seed: e.evaluated[0], needs=_dense)
+def dense_error(lab, seed) -> pd.DataFrame:
+    """Columns: test_error (of the dense network), chance (that of always naming the most frequent
+    class), weights (that can be pruned)."""
+    labels = lab.measured.test.y
+    error = lab.evaluate(lab.tickets([dense(seed)])[0].state).error
+    chance = 1 - float(labels.bincount().max()) / len(labels)
+    return pd.DataFrame({"test_error": [error], "chance": chance, "weights": lab.total})
+
+
+def cut_once(lab, seed: int, rewind_step: int):
+    """The rewind point, and what IMP's first mask leaves of it: that of the dense solution cut once
+    by `prune_fraction`. The distance between the two is d_L."""
+    here = lab.rewind_point(seed, rewind_step)
+    mask = lab.start(place(lab.experiment, "imp", seed, rewind_step, 1)).mask
+    return here, unmask.pruning.apply(mask, here)
+
+
+@table(
+    ("seed", "rewind_step", "length", "side"),
+    asked=True,
+    tensors=True,
+    steps=lambda e, seed, rewind_step, *_: e.steps - rewind_step,
+    needs=_dense,
+)
+def ends(lab, seed, rewind_step, length, side):
+    """What one network of a pair trains to: from the rewind point, moved along one random direction
+    by half of `length` times d_L, forwards (side 0) or backwards (side 1). Each side has a data
+    order of its own."""
+    here, there = cut_once(lab, seed, rewind_step)
+    draws = unmask.train.generator(seed, "perturbation", rewind_step, 0, 0)
+    along = unmask.barriers.direction(lab.dense_mask, draws)
+    half = (-1) ** side * length * unmask.barriers.distance(here, there) / 2
+    order = (seed, "order", 0, "second")[: 3 + side]
+    start = unmask.train.Start(unmask.barriers.moved(here, along, half), lab.dense_mask, order)
+    return lab.trained([start], rewind_step)[0]
+
+
+def _pair(e: Experiment, seed: int, rewind_step: int, length: int):
+    sides = [Part("ends", (seed, rewind_step, length, side)) for side in (0, 1)]
+    # of the pair that starts from the initial weights, one is the dense run
+    return [dense(seed), sides[1]] if (rewind_step, length) == (0, NOISE) else sides
+
+
+@table(
+    ("seed", "rewind_step", "length"),
+    asked=True,
+    reads=("barrier_points",),
+    passes=_path,
+    needs=lambda *keys: [dense(keys[1]), *_pair(*keys)],
+)
+def stability(lab, seed, rewind_step, length) -> pd.DataFrame:
+    """The barrier between the two of a pair. Length 0 is stability to the noise of SGD (Frankle et
+    al. 2020), length 1 to a move as long as pruning's.
+
+    Columns: step_length (d_L), start_norm (of the rewind point), barrier."""
+    trained = [
+        lab.tickets([one])[0].state if isinstance(one, Place) else ends.read(lab, one.keys)
+        for one in _pair(lab.experiment, seed, rewind_step, length)
+    ]
+    here, there = cut_once(lab, seed, rewind_step)
+    distance, weights = unmask.barriers.distance, {name: here[name] for name in lab.dense_mask}
+    row = distance(here, there), distance(weights), barrier(lab.path(*trained))
+    return pd.DataFrame([row], columns=["step_length", "start_norm", "barrier"])
+
+
+def brief(e: Experiment, *keys) -> int:
+    return max(1, round(BRIEF * e.steps))
+
+
+@table(
+    ("seed", "level"),
+    asked=True,
+    reads=("barrier_points",),
+    steps=brief,
+    passes=lambda e, *keys: 2 * _path(e),
+    needs=_dense,
+)
+def cuts(lab, seed, level) -> pd.DataFrame:
+    """The dense solution cut at once to as many weights as `level` of IMP keeps.
+
+    Columns: weights ("projection", or "fine-tuned" from there within the mask, briefly and at the
+    last learning rate), density, test_error, solution_error, barrier (to the solution)."""
+    e, rows, (solution,) = lab.experiment, [], lab.tickets([dense(seed)])
+    mask = unmask.pruning.prune_magnitude(solution.state, solution.mask, lab.survivors(level))
+    near = unmask.pruning.apply(mask, solution.state)
+    start = unmask.train.Start(near, mask, (seed, "order", 0, "cut"))
+    (tuned,) = lab.trained([start], e.steps - brief(e), fine_tune=True)
+    for weights, state in (("projection", near), ("fine-tuned", tuned)):
+        path = lab.path(solution.state, state)
+        before, error = path.test_error.iloc[[0, -1]]
+        rows.append((weights, lab.density(level), error, before, barrier(path)))
+    columns = ["weights", "density", "test_error", "solution_error", "barrier"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _successive(e: Experiment, seed: int, rewind_step: int, level: int):
+    return [place(e, "imp", seed, rewind_step, at) for at in (level - 1, level)]
+
+
+_KEYS = "seed", "rewind_step", "level"
+
+
+@table(_KEYS, asked=True, reads=("barrier_points",), passes=_path, needs=_successive)
+def imp_levels(lab, seed, rewind_step, level) -> pd.DataFrame:
+    """A level of IMP. Columns: density, test_error, barrier (to the level before)."""
+    before, after = lab.tickets(_successive(lab.experiment, seed, rewind_step, level))
+    path = lab.path(before.state, after.state)
+    row = lab.density(level), path.test_error.iloc[-1], barrier(path)
+    return pd.DataFrame([row], columns=["density", "test_error", "barrier"])
+
+
+# How it is judged: what answers are, from tables: a verdict, a few words, and sentences
+
+
+def points(share: float) -> str:
+    return f"{PERCENT * share:.1f} points"
+
+
+def learns(found: Tables, e: Experiment) -> tuple[str, str, str]:
+    row = found["dense_error"].iloc[0]
+    words = (
+        f"The dense network errs on {row.test_error:.1%} of the test samples; always naming the "
+        f"most frequent class errs on {row.chance:.1%}. {row.weights:,.0f} weights can be pruned."
+    )
+    if is_at_chance(found["dense_error"], {"levels": found["dense_error"]}, e).any():
+        return FAILS, "no", f"{words} It is no better than chance."
+    return HOLDS, "yes", words
+
+
+def stable_from_start(found: Tables, e: Experiment) -> tuple[str, str, str]:
+    row = found["stability"].query("rewind_step == 0 and length == @NOISE")
+    verdict = (HOLDS, "yes") if is_connected(row.barrier, e).all() else (FAILS, "no")
+    words = (
+        "Two networks trained from the same initial weights, with the data in another order, end "
+        f"with a barrier of {points(row.barrier.iloc[0])} between them; less than "
+        f"{points(e.lmc_threshold)} counts as connected."
+    )
+    return *verdict, words
+
+
+def bracket(found: Tables, e: Experiment) -> tuple[int | None, int | None]:
+    """The last step tried from which the pair apart by d_L ends not connected, and the first from
+    which it ends connected; None where there is none."""
+    pairs = found.get("stability", pd.DataFrame(columns=["rewind_step", "length", "barrier"]))
+    pairs = pairs[pairs.length == PRUNING]
+    stable = is_connected(pairs.barrier, e)
+    both = pairs.rewind_step[~stable].max(), pairs.rewind_step[stable].min()
+    return tuple(None if pd.isna(step) else int(step) for step in both)
+
+
+def rewind_step(found: Tables, e: Experiment) -> tuple[str, str, str]:
+    below, first = bracket(found, e)
+    tried = [step for step in (first, below) if step is not None]
+    pairs = found["stability"].set_index(["rewind_step", "length"])
+    row = pairs.loc[(tried[0], PRUNING)]
+    far = [(f"step {step}", points(pairs.barrier[step, PRUNING])) for step in tried]
+    noise = [points(pairs.barrier[step, NOISE]) for step in tried if (step, NOISE) in pairs.index]
+    words = (
+        f"Removing the {e.prune_fraction:.0%} smallest weights of the dense solution moves the "
+        f"rewind point of {far[0][0]} by {row.step_length / row.start_norm:.0%} of its length. "
+        "Two networks that start so far apart end with a barrier between them, "
+        + " and ".join(f"{height} from {step}" for step, height in far)
+        + f"; by the noise of SGD alone, {' and '.join(noise) or 'not measured'}."
+    )
+    if first is None:
+        return FAILS, f"none up to {below}", words
+    return HOLDS, f"step {first}", f"{words} Step {first} is {first / e.steps:.0%} of training."
+
+
+def cut_at_once(found: Tables, e: Experiment) -> tuple[str, str, str]:
+    rows = found["cuts"].assign(inside=in_sublevel_set(found["cuts"], e))
+    inside = rows.groupby("density").inside.any()
+    kept, lost = inside.index[inside].min(), inside.index[~inside].max()  # NaN if there is none
+    words = f"The dense solution is cut at once and fine-tuned for {brief(e)} steps in the mask."
+    if pd.notna(kept):
+        level = rows[rows.density == kept].level.iloc[0]
+        words += (
+            f" With {kept:.0%} of its weights, those of level {level} of IMP, it is connected to "
+            f"what it was and at most {points(e.epsilon)} worse."
+        )
+    if pd.notna(lost):
+        words += f" With {lost:.0%} it is not connected, or more than {points(e.epsilon)} worse."
+    if pd.isna(kept):
+        return FAILS, f"less than {1 - lost:.0%}", words
+    return HOLDS, f"{1 - kept:.0%}", words
+
+
+def borne_out(found: Tables, e: Experiment) -> tuple[str, str, str]:
+    rows, (below, _) = found["imp_levels"], bracket(found, e)
+    most = found["dense_error"].test_error.iloc[0] + e.epsilon
+    stable, connected = rows.rewind_step != below, is_connected(rows.barrier, e)
+    right = (connected == stable) & (is_at_most(rows.test_error, most) | ~stable)
+    told = [
+        f"rewound to step {row.rewind_step}, level {row.level} ({row.density:.0%} of the weights) "
+        f"errs on {row.test_error:.1%}, behind a barrier of {points(row.barrier)}"
+        for row in rows.itertuples()
+    ]
+    words = f"By iterative magnitude pruning, {'; '.join(told)}. Up to {most:.1%} matches."
+    verdict = HOLDS if right.all() else UNDECIDED if right.any() else FAILS
+    return verdict, f"{right.sum()} of {len(right)} levels", words
+
+
+class Answer(NamedTuple):
+    """`short`: to be read at a glance; `words`: sentences; `cost`: until here."""
+
+    question: str
+    verdict: str
+    short: str
+    words: str
+    cost: str
+
+    def __str__(self) -> str:
+        return f"{SYMBOLS[self.verdict]} {self.question} {self.short}\n{self.words}\n{self.cost}\n"
+
+    def _repr_html_(self) -> str:
+        question, short, words = map(html.escape, (self.question, self.short, self.words))
+        mark = f'{question} <span class="verdict {self.verdict}">{short}</span>'
+        return f"<p><strong>{mark}</strong><br>{words} <small>{self.cost}</small></p>\n"
+
+
+# The procedure
+
+
+class _Spent(Exception):
+    """What comes next is left out."""
+
+
+class Diagnosis:
+    """Asks and answers, in at most `minutes`; what is in the store takes none.
+    Raises UnmaskError: bad input, found before any computing."""
+
+    def __init__(self, e: Experiment, store: Store | None = None, minutes: float = 5.0, jobs=None):
+        if not (isinstance(minutes, (int, float)) and 0 <= minutes <= 1e6):
+            raise bad("minutes", minutes, "a number, 0 to 1e+06")
+        self.e, self.minutes, self.until = e, minutes, time.monotonic() + 60 * minutes
+        self.lab = unmask.Lab(e.but(rewind_steps=candidates(e), seeds=1), store or Store())
+        self.jobs = check_jobs(jobs, self.lab.device.type)
+        self.tables: Tables = {}
+        self.answers: list[Answer] = []
+        self.nodes: set[tables.Node] = set()  # that the answers rest on
+        self.worked: list[tuple[float, float]] = []  # here: training steps or their like, seconds
+
+    def run(self) -> Iterator[Answer]:
+        """The answers, each as soon as it is known."""
+        asked = (
+            ("Does the network learn?", lambda: self.measure("dense_error", ()), learns),
+            (
+                "Is training stable from the start?",
+                lambda: self.measure("stability", (0, NOISE)),
+                stable_from_start,
+            ),
+            ("From which rewind step can it be pruned?", self._steps, rewind_step),
+            ("How much can be cut at once?", self._cuts, cut_at_once),
+            ("Does pruning bear it out?", self._levels, borne_out),
+        )
+        for question, measure, judge in asked:
+            before, left = len(self.nodes), ""
+            try:
+                if self.answers and self.answers[0].verdict != HOLDS:
+                    raise _Spent("Not asked: it takes a trained network that learns.")
+                measure()
+            except (_Spent, Degenerate) as error:
+                left = str(error)
+            answer = UNDECIDED, "not known", ""
+            if len(self.nodes) > before:
+                answer = judge(self.tables, self.e)
+            words = f"{answer[2]} {left}".strip()
+            self.answers.append(Answer(question, *answer[:2], words, self.cost()["words"]))
+            yield self.answers[-1]
+
+    def _steps(self):
+        def stable(step: int) -> bool:
+            return is_connected(self.measure("stability", (step, PRUNING)).barrier, self.e).iloc[-1]
+
+        bisect_left(self.lab.experiment.rewind_steps, True, key=stable)
+        # is it the noise of SGD that decides, or how far pruning moves?
+        self.measure("stability", *((s, NOISE) for s in bracket(self.tables, self.e) if s))
+
+    def _cuts(self):
+        def too_much(level: int) -> bool:
+            return not in_sublevel_set(self.measure("cuts", (level,)).tail(2), self.e).any()
+
+        bisect_left(range(1, self.e.levels + 1), True, key=too_much)
+
+    def _levels(self):
+        below, first = bracket(self.tables, self.e)
+        if first is None:
+            raise _Spent("Not asked: no rewind step is known to prune from.")
+        steps = [(first, 1), (below, 1), (first, 2)]
+        for step, level in steps[: 1 + self.e.levels]:
+            if step is not None:
+                self.measure("imp_levels", (step, level))
+
+    def measure(self, name: str, *cases: tuple) -> pd.DataFrame:
+        """Add parts of a table, of the first seed and these other keys, to `tables`; what is not in
+        the store is computed, if there is time. Returns all of the table that is known."""
+        parts = [Part(name, (self.e.first_seed, *keys)) for keys in cases]
+        self._compute(parts)
+        self.nodes |= set(tables.graph(self.lab.experiment, parts))
+        for part in parts:
+            declared = tables.TABLES[name]
+            rows = declared.read(self.lab, part.keys)
+            rows = tables.labelled(rows, **dict(zip(declared.keys, part.keys)))
+            self.tables[name] = pd.concat([self.tables.get(name), rows], ignore_index=True)
+        return self.tables[name]
+
+    def _compute(self, parts: list[Part]) -> None:
+        if not (missing := tables.missing(self.lab, parts)):
+            return
+        e, left = self.lab.experiment, max(0.0, self.until - time.monotonic())
+        # forward and backward are about three times forward
+        each = (tables.work(e, node) for node in missing)
+        amounts = [steps + passes / (3 * e.batch_size) for steps, passes in each]
+        amount = max(max(amounts), sum(amounts) / self.jobs)
+        needed = amount * self._pace() if left else float("inf")
+        if needed > left:
+            about = f"about {needed / 60:.1f} minutes" if left else "time"
+            of = f"{left / 60:.1f} of {self.minutes:g} minutes are left"
+            raise _Spent(f"Left out: what comes next takes {about}, and {of}.")
+        began = time.monotonic()
+        tables.compute(self.lab, parts, self.jobs)
+        self.worked.append((amount, time.monotonic() - began))
+
+    def _pace(self) -> float:
+        """Seconds for a training step: of those taken here, or of a few that are timed."""
+        if self.worked:
+            amounts, seconds = map(sum, zip(*self.worked))
+            return seconds / amounts
+        start = self.lab.initial(self.e.first_seed), self.lab.dense_mask
+        return unmask.train.step_seconds(self.e, self.lab.data.train, *start)
+
+    # Its numbers, and what is made of it
+
+    def cost(self) -> dict:
+        """What the answers rest on, whoever computed it, in training steps and seconds of one core;
+        and what IMP would cost, of all levels, from the rewind step that was found."""
+        lab, e = self.lab, self.lab.experiment
+        steps = {node: tables.work(e, node)[0] for node in self.nodes}
+        took = {n: lab.store.provenance(tables.entry(lab, n))["seconds"] for n in steps}
+        networks = [node for node in steps if isinstance(node, Place) or node.table == "ends"]
+        trained = sum(steps[node] for node in networks)
+        each = sum(took[node] for node in networks) / trained if trained else float("nan")
+        found = {"steps": sum(steps.values()), "seconds": sum(took.values()), "step_seconds": each}
+        found["words"] = f"({found['steps']:,.0f} training steps, {found['seconds']:,.0f} s so far)"
+        first = bracket(self.tables, e)[1]
+        found["imp_step"] = self.e.latest if first is None else first
+        found["imp_steps"] = e.steps + e.levels * (e.steps - found["imp_step"])
+        return found | {"imp_seconds": found["imp_steps"] * each}
+
+    def costs(self) -> pd.DataFrame:
+        """The same as a table."""
+        cost, rows = self.cost(), {}
+        names = {"": "these answers", "imp_": f"IMP from step {cost['imp_step']}, one seed"}
+        for of, name in names.items():
+            steps, hours = cost[f"{of}steps"], cost[f"{of}seconds"] / 3600
+            rows[name] = {"training steps": f"{steps:,.0f}", "hours of one core": f"{hours:.2g}"}
+        return pd.DataFrame(rows).T
+
+    def record(self) -> dict:
+        """All that was found, for a JSON file."""
+        rows = {n: json.loads(t.to_json(orient="records")) for n, t in self.tables.items()}
+        about = {"identity": self.e.id, "commit": commit(), "processor": processor()}
+        about |= {"experiment": dataclasses.asdict(self.e), "cost": self.cost(), "tables": rows}
+        return about | {"answers": [answer._asdict() for answer in self.answers]}
+
+    def page(self) -> str:
+        """All answers, as HTML that needs no other file."""
+        e, answers = self.e, self.answers
+        cells = [map(html.escape, one[:3]) for one in answers]
+        about = f"{e.network} on {e.dataset}, preset {e.preset}, seed {e.first_seed}"
+        file = io.BytesIO()
+        barriers(self.tables, e).savefig(file, format="svg", metadata={"Date": None})
+        return Template(Path(__file__).with_suffix(".html").read_text()).substitute(
+            about=html.escape(about),
+            cards="".join(
+                '<div class="{1}">{0}<br><b>{2}</b></div>'.format(*cell) for cell in cells
+            ),
+            figure=base64.b64encode(file.getvalue()).decode(),
+            answers="".join(answer._repr_html_() for answer in answers),
+            costs=self.costs().to_html(border=0),
+        )
+
+    def write(self, folder: Path) -> Path:
+        """Write `diagnosis.html` and, beside it, `diagnosis.json`: the path of the page.
+        Raises UnmaskError: the folder cannot be written."""
+        page, numbers = folder / "diagnosis.html", json.dumps(self.record(), indent=1)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(page, self.page().encode())
+            write_atomically(page.with_suffix(".json"), numbers.encode())
+        except OSError as error:
+            said = f"output={str(folder)!r}: cannot be written: {error.strerror}"
+            raise UnmaskError(said) from error
+        return page
+
+
+# Its figure
+
+
+def barriers(found: Tables, e: Experiment) -> Figure:
+    """Barriers of all that was tried. Left: of pairs, by the rewind step they start from; grey: the
+    bracket. Middle: of the dense solution cut at once, by the weights left; filled: in its
+    connected sublevel set. Right: of levels of IMP, to the level before."""
+    figure, (axes,) = plots.panels(3, width=4, height=3.2, sharey=True)
+    titles = "from which rewind step?", "how much at once?", "IMP: to the level before"
+    for ax, title in zip(axes, titles):
+        plots.barrier_axis(ax, e)
+        ax.set_title(title)
+    left, middle, right = axes
+    left.set(xlabel="rewind step", ylabel="barrier (points)")
+    left.set_xscale("symlog", base=2, linthresh=max(1, e.steps / 128))
+    plots.plain_log(left.xaxis)
+    names = {NOISE: "noise of SGD", PRUNING: "$d_L$ apart"}
+    looks = plots.styles([*names, "projection", "fine-tuned"])
+    if "stability" in found:
+        for length, rows in found["stability"].sort_values("rewind_step").groupby("length"):
+            look = looks[length] | {"label": names[length]}
+            left.plot(rows.rewind_step, PERCENT * rows.barrier, **look)
+        below, first = bracket(found, e)
+        if first is not None:
+            left.axvspan(below or 0, first, color="0.85", lw=0, zorder=0)
+        left.legend(fontsize="small")
+    if "cuts" in found:
+        for weights, rows in found["cuts"].groupby("weights"):
+            look = looks[weights] | {"ls": "none"}
+            inside = rows[in_sublevel_set(rows, e)]
+            for some, faces in ((rows, {"mfc": "none", "label": weights}), (inside, {})):
+                middle.plot(PERCENT * some.density, PERCENT * some.barrier, **look | faces)
+        plots.density_axis(middle, found["cuts"].density)
+        middle.legend(fontsize="small")
+    if "imp_levels" in found:
+        rows = found["imp_levels"]
+        labels = "step " + rows.rewind_step.astype(str) + "\nlevel " + rows.level.astype(str)
+        right.bar(labels, PERCENT * rows.barrier, width=0.5, color="0.5")
+    return figure
