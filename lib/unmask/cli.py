@@ -183,9 +183,11 @@ def _diagnose(options) -> None:
     found = tables.load_findings()["paper"].diagnosis
     diagnosis = found.Diagnosis(_experiment(options), minutes=options.minutes, jobs=options.jobs)
     plots.set_style()
+    page = diagnosis.write(options.output)  # can it be?
     for answer in diagnosis.run():
         print(f"{answer}\n", flush=True)
-    print(f"unmask: wrote {diagnosis.write(options.output)}")
+        diagnosis.write(options.output)
+    print(f"unmask: wrote {page}")
 
 
 def _refuse_torchrun(command: str) -> None:

@@ -58,7 +58,8 @@ def check(notebook: Path, parameters: dict) -> None:
             raise UnmaskError(f"unknown parameter {name!r}: {notebook.name} has {', '.join(known)}")
     if "settings" not in known:  # a page about published results, which says itself what there is
         return
-    given = {name: value for name, value in parameters.items() if name not in ("jobs", "compute")}
+    others = "jobs", "minutes", "compute"  # than the experiment's
+    given = {name: value for name, value in parameters.items() if name not in others}
     settings = given.get("settings") or {}
     if twice := [name for name in known if isinstance(settings, dict) and name in settings]:
         said = f"{twice[0]} is a parameter of the notebook; set it there"

@@ -12,6 +12,7 @@ import dataclasses
 import html
 import io
 import json
+import textwrap
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Tables, barrier
 from ..verdicts import in_sublevel_set, is_at_chance, is_at_most, is_connected
 
 NOISE, PRUNING = 0, 1  # how far the two of a pair start apart, in units of d_L
+UNASKED = "Not asked: it takes a trained network that learns."
 BRIEF = 0.1  # share of the training steps for which a cut network is fine-tuned
 
 
@@ -223,7 +225,8 @@ def rewind_step(found: Tables, e: Experiment) -> tuple[str, str, str]:
     )
     if first is None:
         return FAILS, f"none up to {below}", words
-    return HOLDS, f"step {first}", f"{words} Step {first} is {first / e.steps:.0%} of training."
+    words += f" Step {first} is {first / e.steps:.0%} of training." if first else ""
+    return HOLDS, f"step {first}", words
 
 
 def cut_at_once(found: Tables, e: Experiment) -> tuple[str, str, str]:
@@ -245,16 +248,20 @@ def cut_at_once(found: Tables, e: Experiment) -> tuple[str, str, str]:
 
 
 def borne_out(found: Tables, e: Experiment) -> tuple[str, str, str]:
-    rows, (below, _) = found["imp_levels"], bracket(found, e)
+    rows, (below, first) = found["imp_levels"], bracket(found, e)
     most = found["dense_error"].test_error.iloc[0] + e.epsilon
     stable, connected = rows.rewind_step != below, is_connected(rows.barrier, e)
     right = (connected == stable) & (is_at_most(rows.test_error, most) | ~stable)
     told = [
         f"rewound to step {row.rewind_step}, level {row.level} ({row.density:.0%} of the weights) "
-        f"errs on {row.test_error:.1%}, behind a barrier of {points(row.barrier)}"
+        f"errs on {row.test_error:.1%}, {points(row.barrier)} from the level before"
         for row in rows.itertuples()
     ]
-    words = f"By iterative magnitude pruning, {'; '.join(told)}. Up to {most:.1%} matches."
+    words = (
+        f"By iterative magnitude pruning, {'; '.join(told)}. Predicted were at most {most:.1%} and "
+        f"a barrier of less than {points(e.lmc_threshold)} from step {first}"
+    )
+    words += "." if stable.all() else f"; from step {below}, a higher one."
     verdict = HOLDS if right.all() else UNDECIDED if right.any() else FAILS
     return verdict, f"{right.sum()} of {len(right)} levels", words
 
@@ -269,7 +276,8 @@ class Answer(NamedTuple):
     cost: str
 
     def __str__(self) -> str:
-        return f"{SYMBOLS[self.verdict]} {self.question} {self.short}\n{self.words}\n{self.cost}\n"
+        lines = f"{SYMBOLS[self.verdict]} {self.question} {self.short}", self.words, self.cost
+        return "\n".join(textwrap.fill(line, 96, subsequent_indent="  ") for line in lines)
 
     def _repr_html_(self) -> str:
         question, short, words = map(html.escape, (self.question, self.short, self.words))
@@ -316,7 +324,7 @@ class Diagnosis:
             before, left = len(self.nodes), ""
             try:
                 if self.answers and self.answers[0].verdict != HOLDS:
-                    raise _Spent("Not asked: it takes a trained network that learns.")
+                    raise _Spent(UNASKED)
                 measure()
             except (_Spent, Degenerate) as error:
                 left = str(error)
@@ -371,11 +379,10 @@ class Diagnosis:
         each = (tables.work(e, node) for node in missing)
         amounts = [steps + passes / (3 * e.batch_size) for steps, passes in each]
         amount = max(max(amounts), sum(amounts) / self.jobs)
-        needed = amount * self._pace() if left else float("inf")
-        if needed > left:
-            about = f"about {needed / 60:.1f} minutes" if left else "time"
-            of = f"{left / 60:.1f} of {self.minutes:g} minutes are left"
-            raise _Spent(f"Left out: what comes next takes {about}, and {of}.")
+        needed = amount * self._pace() if left else 0
+        if needed >= left:
+            takes = f"what comes next takes about {needed / 60:.1f}, " * (left > 0)
+            raise _Spent(f"Left out: {takes}{left / 60:.1f} of {self.minutes:g} minutes are left.")
         began = time.monotonic()
         tables.compute(self.lab, parts, self.jobs)
         self.worked.append((amount, time.monotonic() - began))
@@ -392,26 +399,33 @@ class Diagnosis:
 
     def cost(self) -> dict:
         """What the answers rest on, whoever computed it, in training steps and seconds of one core;
-        and what IMP would cost, of all levels, from the rewind step that was found."""
+        and what IMP of one seed would cost: from the step that was found, or from all tried."""
         lab, e = self.lab, self.lab.experiment
-        steps = {node: tables.work(e, node)[0] for node in self.nodes}
-        took = {n: lab.store.provenance(tables.entry(lab, n))["seconds"] for n in steps}
-        networks = [node for node in steps if isinstance(node, Place) or node.table == "ends"]
-        trained = sum(steps[node] for node in networks)
-        each = sum(took[node] for node in networks) / trained if trained else float("nan")
-        found = {"steps": sum(steps.values()), "seconds": sum(took.values()), "step_seconds": each}
-        found["words"] = f"({found['steps']:,.0f} training steps, {found['seconds']:,.0f} s so far)"
+
+        def both(nodes) -> tuple[float, float]:
+            took = (lab.store.provenance(tables.entry(lab, node))["seconds"] for node in nodes)
+            return sum(tables.work(e, node)[0] for node in nodes), sum(took)
+
+        steps, seconds = both(self.nodes)
+        trained = both([node for node in self.nodes if node[0] in ("imp", "ends")])
+        each = trained[1] / trained[0] if trained[0] else float("nan")
         first = bracket(self.tables, e)[1]
-        found["imp_step"] = self.e.latest if first is None else first
-        found["imp_steps"] = e.steps + e.levels * (e.steps - found["imp_step"])
-        return found | {"imp_seconds": found["imp_steps"] * each}
+        first = self.e.latest if first is None else first
+        found = {"steps": steps, "seconds": seconds, "step_seconds": each, "imp_step": first}
+        found["words"] = f"({steps:,.0f} training steps, {seconds:,.0f} s so far)"
+        tried = {node.keys[1] for node in self.nodes if node[0] == "stability"}
+        for name, chosen in (("imp", {first}), ("search", tried)):
+            found[f"{name}_steps"] = e.steps + sum(e.levels * (e.steps - step) for step in chosen)
+            found[f"{name}_seconds"] = found[f"{name}_steps"] * each
+        return {name: value for name, value in found.items() if value == value}
 
     def costs(self) -> pd.DataFrame:
         """The same as a table."""
         cost, rows = self.cost(), {}
-        names = {"": "these answers", "imp_": f"IMP from step {cost['imp_step']}, one seed"}
+        names = {"": "these answers", "imp_": f"IMP from step {cost['imp_step']}"}
+        names["search_"] = "IMP from each step that was tried here"
         for of, name in names.items():
-            steps, hours = cost[f"{of}steps"], cost[f"{of}seconds"] / 3600
+            steps, hours = cost[f"{of}steps"], cost.get(f"{of}seconds", float("nan")) / 3600
             rows[name] = {"training steps": f"{steps:,.0f}", "hours of one core": f"{hours:.2g}"}
         return pd.DataFrame(rows).T
 

@@ -1,0 +1,279 @@
+"""The diagnosis of a network: answers agree with what they are made of, and say what is missing."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+import torch
+
+import unmask
+from unmask.barriers import distance, moved
+from unmask.cli import main
+from unmask.errors import UnmaskError
+from unmask.experiments import experiment
+from unmask.findings import diagnosis
+from unmask.findings.diagnosis import NOISE, PRUNING, Diagnosis, bracket, candidates
+from unmask.train import Start, generator
+from unmask.verdicts import FAILS, HOLDS, UNDECIDED, barrier
+
+
+@pytest.fixture(scope="module")
+def asked(smoke_store):
+    """What `smoke` is told, with thresholds that let every question be asked."""
+    e = experiment("smoke", first_seed=1, lmc_threshold=0.04)
+    found = Diagnosis(e, smoke_store, jobs=1)
+    return found, list(found.run())
+
+
+def row(table, **keys):
+    for name, value in keys.items():
+        table = table[table[name] == value]
+    (found,) = table.itertuples()
+    return found
+
+
+def test_five_questions_are_answered_from_the_first_seed(asked):
+    found, answers = asked
+    assert [answer.question for answer in answers][0] == "Does the network learn?"
+    assert len(answers) == 5 and answers == found.answers
+    assert answers[0].verdict == HOLDS and "1,876 weights" in answers[0].words
+    assert all((table.seed == 1).all() for table in found.tables.values())
+    steps = [
+        int(re.search(r"\(([\d,]+) training", one.cost)[1].replace(",", "")) for one in answers
+    ]
+    assert steps[0] == found.e.steps and steps == sorted(steps)
+
+
+def test_barriers_are_those_of_pairs_that_are_trained_by_hand(asked):
+    found, _ = asked
+    lab, e = found.lab, found.lab.experiment
+    # the noise of SGD from the start: the dense run, and another order of the data
+    other = Start(lab.initial(1), lab.dense_mask, (1, "order", 0, "second"))
+    path = lab.path(lab.level(1, 0, 0).state, lab.trained([other], 0)[0])
+    assert row(found.tables["stability"], rewind_step=0, length=NOISE).barrier == barrier(path)
+    # apart by what the first mask of IMP takes from the rewind point
+    pairs = found.tables["stability"]
+    step = int(pairs[pairs.length == PRUNING].rewind_step.iloc[0])
+    here, mask = lab.rewind_point(1, step), lab.level(1, step, 1).mask
+    gone = torch.cat([here[name][~kept] for name, kept in mask.items()])
+    measured = row(pairs, rewind_step=step, length=PRUNING)
+    assert measured.step_length == pytest.approx(float(gone.norm()), rel=1e-5)
+    draws = generator(1, "perturbation", step, 0, 0)
+    along = unmask.barriers.direction(lab.dense_mask, draws)
+    halves = [moved(here, along, by * measured.step_length / 2) for by in (1, -1)]
+    assert distance(*halves) == pytest.approx(float(gone.norm()), rel=1e-4)
+    orders = (1, "order", 0), (1, "order", 0, "second")
+    starts = [Start(half, lab.dense_mask, order) for half, order in zip(halves, orders)]
+    assert measured.barrier == barrier(lab.path(*lab.trained(starts, step)))
+    assert e.rewind_steps == candidates(e)
+
+
+def test_cuts_are_measured_against_the_dense_solution(asked):
+    found, _ = asked
+    lab, cuts = found.lab, found.tables["cuts"]
+    level = int(cuts.level.iloc[0])
+    dense = lab.level(1, 0, 0)
+    mask = unmask.pruning.prune_magnitude(dense.state, dense.mask, lab.survivors(level))
+    path = lab.path(dense.state, unmask.pruning.apply(mask, dense.state))
+    projection = row(cuts, level=level, weights="projection")
+    assert projection.barrier == barrier(path) and projection.density == lab.density(level)
+    assert projection.solution_error == lab.evaluate(dense.state).error
+    assert set(cuts.weights) == {"projection", "fine-tuned"}
+
+
+def test_the_check_is_the_chain_that_imp_trains(asked):
+    found, _ = asked
+    lab, below_first = found.lab, bracket(found.tables, found.e)
+    for level in found.tables["imp_levels"].itertuples():
+        assert level.rewind_step in below_first
+        ends = [lab.level(1, level.rewind_step, at).state for at in (level.level - 1, level.level)]
+        assert level.barrier == barrier(lab.path(*ends))
+        assert level.test_error == lab.evaluate(ends[1]).error
+
+
+def test_a_second_run_trains_nothing_and_says_the_same(asked, monkeypatch):
+    found, answers = asked
+    monkeypatch.setattr("unmask.train.train", lambda *_, **__: pytest.fail("trained"))
+    again = Diagnosis(found.e, found.lab.store, minutes=0)
+    assert list(again.run()) == answers
+    assert again.record() == found.record()
+
+
+@pytest.mark.parametrize("first", [0, 1, 5, 8, 9])
+def test_bisection_finds_where_stability_begins(store, monkeypatch, first):
+    """By a made-up barrier that falls below the threshold at one of nine steps, or at none."""
+    e = experiment("smoke")
+    steps, found, asked = candidates(e), Diagnosis(e, store, minutes=0), []
+
+    def measured(name, *cases):
+        asked.extend(cases)
+        rows = [(at, length, 0.001 if at in steps[first:] else 0.5) for at, length in cases]
+        rows = pd.DataFrame(rows, columns=["rewind_step", "length", "barrier"])
+        found.tables[name] = pd.concat([found.tables.get(name), rows], ignore_index=True)
+        return found.tables[name]
+
+    monkeypatch.setattr(found, "measure", measured)
+    found._steps()
+    assert len(steps) == 9
+    expected = [steps[at] if 0 <= at < 9 else None for at in (first - 1, first)]
+    assert list(bracket(found.tables, e)) == expected
+    assert sum(length == PRUNING for _, length in asked) <= 4
+    assert [at for at, length in asked if length == NOISE] == [at for at in expected if at]
+
+
+def tables(first=0.001, below=0.3, error=0.11, levels=(0.001, 0.3, 0.001)):
+    """Made up: the dense network errs on 10 %; a bracket of steps 5 and 10."""
+    pairs = [(0, NOISE, 0.5), (5, PRUNING, below), (10, PRUNING, first), (5, NOISE, 0.01)]
+    pairs = [(*pair, 2.0, 10.0) for pair in pairs]
+    names = ["rewind_step", "length", "barrier", "step_length", "start_norm"]
+    cuts = [(1, 0.8, 0.1, 0.0), (2, 0.64, 0.1, 0.0), (3, 0.5, 0.12, 0.0), (4, 0.4, 0.1, 0.3)]
+    cuts = [(*cut, 0.1) for cut in cuts]
+    rows = [(10, 1, 0.8), (5, 1, 0.8), (10, 2, 0.64)]
+    rows = [(*one, error, height) for one, height in zip(rows, levels)]
+    return {
+        "dense_error": pd.DataFrame({"test_error": [0.1], "chance": 0.9, "weights": 1234}),
+        "stability": pd.DataFrame(pairs, columns=names),
+        "cuts": pd.DataFrame(
+            cuts, columns=["level", "density", "test_error", "barrier", "solution_error"]
+        ),
+        "imp_levels": pd.DataFrame(
+            rows, columns=["rewind_step", "level", "density", "test_error", "barrier"]
+        ),
+    }
+
+
+def test_answers_are_made_from_the_numbers():
+    e, found = experiment("smoke"), tables()
+    assert diagnosis.learns(found, e)[:2] == (HOLDS, "yes")
+    assert diagnosis.stable_from_start(found, e)[:2] == (FAILS, "no")
+    verdict, short, words = diagnosis.rewind_step(found, e)
+    assert (verdict, short) == (HOLDS, "step 10")
+    assert "by 20% of its length" in words and "25% of training" in words
+    assert "0.1 points from step 10 and 30.0 points from step 5" in words
+    assert "by the noise of SGD alone, 1.0 points." in words
+    verdict, short, words = diagnosis.cut_at_once(found, e)
+    assert (verdict, short) == (HOLDS, "36%")  # with half of them, it errs more
+    assert "64% of its weights, those of level 2" in words and "With 50% it is not" in words
+    assert diagnosis.borne_out(found, e)[:2] == (HOLDS, "3 of 3 levels")
+
+
+def test_answers_can_be_no():
+    e = experiment("smoke")
+    assert diagnosis.rewind_step(tables(first=0.3), e)[:2] == (FAILS, "none up to 10")
+    verdict, short, _ = diagnosis.borne_out(tables(levels=(0.3, 0.3, 0.001)), e)
+    assert (verdict, short) == (UNDECIDED, "2 of 3 levels")
+    assert diagnosis.borne_out(tables(levels=(0.3, 0.001, 0.3)), e)[0] == FAILS
+    # a level that does not match is not as predicted, connected or not
+    assert diagnosis.borne_out(tables(error=0.2), e)[:2] == (UNDECIDED, "1 of 3 levels")
+    found = tables()
+    found["cuts"] = found["cuts"].query("level > 2")
+    assert diagnosis.cut_at_once(found, e)[:2] == (FAILS, "less than 50%")
+
+
+def test_a_network_at_chance_is_told_and_not_asked_further(store):
+    e = experiment("smoke", lr=1e-6)
+    found = Diagnosis(e, store, jobs=1)
+    first, *others = found.run()
+    assert first.verdict == FAILS and "no better than chance" in first.words
+    assert [one.short for one in others] == ["not known"] * 4
+    assert all(one.words == diagnosis.UNASKED for one in others)
+    assert "stability" not in found.tables
+    assert "no better than chance" in found.page()
+
+
+def test_a_network_that_diverges_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("UNMASK_STORE", str(tmp_path / "store"))
+    output = ["--output", str(tmp_path / "out"), "--jobs", "1"]
+    assert main(["diagnose", "smoke", "--set", "lr=1e6", *output]) == 0
+    said = capsys.readouterr().out
+    assert "training diverged: weights are not finite" in said and said.count("Not asked") == 4
+    assert "training diverged" in (tmp_path / "out/diagnosis.html").read_text()
+
+
+def test_what_does_not_fit_the_budget_is_left_out_and_said(store, monkeypatch):
+    e = experiment("smoke")
+    first, *others = Diagnosis(e, store, minutes=0).run()
+    assert first.short == "not known" and first.words == "Left out: 0.0 of 0 minutes are left."
+    assert all(one.words == diagnosis.UNASKED for one in others) and not store.root.exists()
+    # with a minute for the dense network, which is in the store, but none for what takes longer
+    list(zip(range(1), Diagnosis(e, store, jobs=1).run()))
+    monkeypatch.setattr(Diagnosis, "_pace", lambda self: 2.0)
+    answers = list(Diagnosis(e, store, minutes=1, jobs=1).run())
+    assert answers[0].verdict == HOLDS
+    assert answers[1].short == "not known" and "1.0 of 1 minutes are left" in answers[1].words
+    assert answers[4].words == "Not asked: no rewind step is known to prune from."
+
+
+def test_page_and_numbers_are_written(asked, tmp_path):
+    found, answers = asked
+    page = found.write(tmp_path / "new" / "folder").read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page)  # it needs no other file
+    for one in answers:
+        assert one.short in page and f'class="{one.verdict}"' in page
+    record = json.loads((tmp_path / "new/folder/diagnosis.json").read_text())
+    assert [one["words"] for one in record["answers"]] == [one.words for one in answers]
+    assert record["identity"] == found.e.id
+    cost, e = record["cost"], found.e
+    steps = e.steps + e.levels * (e.steps - cost["imp_step"])
+    assert cost["imp_steps"] == steps and f"{steps:,}" in page
+    stored = {node: found.lab.store.provenance(unmask.tables.entry(found.lab, node))
+              for node in found.nodes}  # fmt: skip
+    assert cost["seconds"] == pytest.approx(sum(one["seconds"] for one in stored.values()))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnmaskError, match="cannot be written"):
+        found.write(tmp_path / "file" / "folder")
+
+
+CODE = """
+import torch
+from torch import nn
+
+
+def network():
+    return nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def data():
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > x[:, 1]).long() + (x[:, 2] > 0).long()
+    return x[:200], y[:200], x[200:], y[200:]
+"""
+
+
+def test_own_network_on_own_tensors(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNMASK_STORE", str(tmp_path / "store"))
+    settings = "network=mine.py:network dataset=mine.py:data classes=3 train_samples=all"
+    settings += " test_samples=all batch_size=20 lr=0.1 steps=60 levels=4"
+    words = [word for pair in settings.split() for word in ("--set", pair)]
+    assert main(["diagnose", "smoke", *words, "--jobs", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "● Does the network learn? yes" in said and "144 weights can be pruned" in said
+    assert (
+        "mine.py:network on mine.py:data"
+        in (tmp_path / "build/diagnosis/diagnosis.html").read_text()
+    )
+    for wrong in (
+        ["--set", "classes=2"],
+        ["--minutes", "nan"],
+        ["--minutes", "-1"],
+        ["--jobs", "0"],
+    ):
+        assert main(["diagnose", "smoke", *words, *wrong]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert wrong[-1].split("=")[0] in line or wrong[-1] in line
+
+
+def test_no_experiment_has_these_tables_unless_asked():
+    known = unmask.tables.known_tables()
+    assert not {"stability", "cuts", "imp_levels", "dense_error", "ends"} & set(known)
+    with pytest.raises(UnmaskError, match="table='stability': must be one of"):
+        unmask.measure("smoke", ["stability"])
+
+
+def test_candidates_are_shares_of_the_steps():
+    steps = candidates(experiment("miniature"))
+    assert steps == (0, 9, 13, 19, 27, 38, 53, 75, 106, 150, 212, 300, 424, 600)
+    assert candidates(experiment("smoke", steps=1, rewind_steps=[0])) == (0,)
