@@ -254,14 +254,14 @@ def borne_out(found: Tables, e: Experiment) -> tuple[str, str, str]:
     right = (connected == stable) & (is_at_most(rows.test_error, most) | ~stable)
     told = [
         f"rewound to step {row.rewind_step}, level {row.level} ({row.density:.0%} of the weights) "
-        f"errs on {row.test_error:.1%}, {points(row.barrier)} from the level before"
+        f"errs on {row.test_error:.1%}, behind a barrier of {points(row.barrier)}"
         for row in rows.itertuples()
     ]
     words = (
-        f"By iterative magnitude pruning, {'; '.join(told)}. Predicted were at most {most:.1%} and "
-        f"a barrier of less than {points(e.lmc_threshold)} from step {first}"
+        f"By iterative magnitude pruning, {'; '.join(told)}. Predicted were at most {most:.1%} "
+        f"behind less than {points(e.lmc_threshold)} from step {first}"
     )
-    words += "." if stable.all() else f"; from step {below}, a higher one."
+    words += "." if stable.all() else f", and a higher barrier from step {below}."
     verdict = HOLDS if right.all() else UNDECIDED if right.any() else FAILS
     return verdict, f"{right.sum()} of {len(right)} levels", words
 
@@ -276,8 +276,8 @@ class Answer(NamedTuple):
     cost: str
 
     def __str__(self) -> str:
-        lines = f"{SYMBOLS[self.verdict]} {self.question} {self.short}", self.words, self.cost
-        return "\n".join(textwrap.fill(line, 96, subsequent_indent="  ") for line in lines)
+        words = textwrap.indent(textwrap.fill(f"{self.words} {self.cost}", 94), "  ")
+        return f"{SYMBOLS[self.verdict]} {self.question} {self.short}\n{words}"
 
     def _repr_html_(self) -> str:
         question, short, words = map(html.escape, (self.question, self.short, self.words))
