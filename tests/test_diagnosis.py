@@ -3,6 +3,7 @@
 import json
 import re
 
+import hand_made
 import pandas as pd
 import pytest
 import torch
@@ -169,6 +170,36 @@ def test_answers_can_be_no():
     found = tables()
     found["cuts"] = found["cuts"].query("level > 2")
     assert diagnosis.cut_at_once(found, e)[:2] == (FAILS, "less than 50%")
+
+
+def published(noise, apart):
+    """Of hand-made levels, where IMP matches from step 10 and not from step 0, with barriers of
+    pairs from these two steps."""
+    pairs = [
+        (seed, at, 1, "opposite", length, height)
+        for seed in range(hand_made.SEEDS)
+        for length, both in ((0.0, noise), (1.0, apart))
+        for at, height in zip((0, 10), both)
+    ]
+    columns = ["seed", "rewind_step", "level", "kind", "length", "barrier"]
+    return {"levels": hand_made.levels(), "perturbations": pd.DataFrame(pairs, columns=columns)}
+
+
+def test_pairs_that_tell_where_imp_matches_are_told_from_those_that_do_not():
+    e = hand_made.E.but(probe_levels=(1,))
+
+    def judged(noise, apart):
+        found = published(noise, apart)
+        by_length = diagnosis.told_apart(found, e).groupby("length")[["auc", "late"]].mean()
+        return by_length.T.to_dict("list"), diagnosis.trusted(found, e).table.verdict.tolist()
+
+    perfect, wrong, equal, careful = (0.5, 0.001), (0.001, 0.5), (0.3, 0.3), (0.5, 0.1)
+    measured = ["measured"] * 2
+    assert judged(equal, perfect) == ({0: [0.5, 1], 1: [1, 0]}, ["holds", "holds", *measured])
+    assert judged(perfect, wrong) == ({0: [1, 0], 1: [0, -1]}, ["fails", "fails", *measured])
+    # a pair can be right about the order, and yet above the threshold
+    assert judged(perfect, careful)[0] == {0: [1, 0], 1: [1, 1]}
+    assert len(diagnosis.told(published(perfect, careful), e).axes) == 2
 
 
 def test_a_network_at_chance_is_told_and_not_asked_further(store):

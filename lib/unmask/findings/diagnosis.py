@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import mannwhitneyu
 
 import unmask
 
@@ -33,8 +34,8 @@ from ..parallel import check_jobs
 from ..plots import PERCENT
 from ..store import Store, commit, processor, write_atomically
 from ..tables import Part, table
-from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Tables, barrier
-from ..verdicts import in_sublevel_set, is_at_chance, is_at_most, is_connected
+from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Claims, Tables, Verdicts, barrier
+from ..verdicts import in_sublevel_set, is_at_chance, is_at_most, is_connected, with_matching
 
 NOISE, PRUNING = 0, 1  # how far the two of a pair start apart, in units of d_L
 UNASKED = "Not asked: it takes a trained network that learns."
@@ -285,6 +286,49 @@ class Answer(NamedTuple):
         return f"<p><strong>{mark}</strong><br>{words} <small>{self.cost}</small></p>\n"
 
 
+# How far it can be trusted: from tables of an experiment that ran IMP, of many seeds
+
+
+def pairs_and_imp(found: Tables, e: Experiment) -> pd.DataFrame:
+    """The pairs apart by nothing and by d_L, at probed levels, each with `matching`: is the first
+    level of IMP that keeps at most `ticket_density`, from the same seed and rewind step?"""
+    sparse = with_matching(found, e).query("density <= @e.ticket_density")
+    sparse = sparse[sparse.level == sparse.level.min()][["seed", "rewind_step", "matching"]]
+    pairs = found["perturbations"].query("kind == 'opposite' and length in (@NOISE, @PRUNING)")
+    return pairs.merge(sparse, on=["seed", "rewind_step"]).sort_values("rewind_step")
+
+
+def told_apart(found: Tables, e: Experiment) -> pd.DataFrame:
+    """By seed, level and length, over rewind steps: does the barrier of the pair tell whether IMP
+    matches? Columns: auc (a smaller barrier where it matches: the share of cases, half for equal
+    ones), late (how many rewind steps the first connected pair is after the first match)."""
+    rows = []
+    for keys, here in pairs_and_imp(found, e).groupby(["seed", "level", "length"]):
+        no, yes = (here.barrier[here.matching == matches] for matches in (False, True))
+        cases = len(no) * len(yes)
+        auc = mannwhitneyu(no, yes).statistic / cases if cases else float("nan")
+        # the place of the first, or one after all of them
+        both = is_connected(here.barrier, e), here.matching
+        connected, matching = ([*each, True].index(True) for each in both)
+        rows.append((*keys, auc, connected - matching))
+    return pd.DataFrame(rows, columns=["seed", "level", "length", "auc", "late"])
+
+
+def trusted(found: Tables, e: Experiment) -> Verdicts:
+    """By the rule of the book, at the densest level that was probed."""
+    claims, figure = Claims("diagnosis", found, e), "fig-trusted"
+    table = told_apart(found, e).query("level == @e.probe_levels[0]")
+    auc, late = (table.pivot(index="seed", columns="length", values=v) for v in ("auc", "late"))
+    claim = "pairs apart by d_L tell from which rewind steps IMP matches"
+    claims.add(figure, claim, "AUC above 1/2", auc[PRUNING] - 0.5)
+    claim = "they tell it better than pairs apart by the noise of SGD alone"
+    claims.add(figure, claim, "AUC", auc[PRUNING] - auc[NOISE])
+    words = "how much later than IMP's first match the first connected pair is"
+    claims.measure(figure, f"{words}: apart by d_L", "rewind steps tried", late[PRUNING])
+    claims.measure(figure, f"{words}: by the noise of SGD", "rewind steps tried", late[NOISE])
+    return Verdicts(claims.evidence)
+
+
 # The procedure
 
 
@@ -467,7 +511,7 @@ class Diagnosis:
         return page
 
 
-# Its figure
+# Its figures
 
 
 def barriers(found: Tables, e: Experiment) -> Figure:
@@ -505,4 +549,26 @@ def barriers(found: Tables, e: Experiment) -> Figure:
         rows = found["imp_levels"]
         labels = "step " + rows.rewind_step.astype(str) + "\nlevel " + rows.level.astype(str)
         right.bar(labels, PERCENT * rows.barrier, width=0.5, color="0.5")
+    return figure
+
+
+def told(found: Tables, e: Experiment) -> Figure:
+    """Barriers of pairs by the rewind step, at the densest level that was probed, a dot for each
+    seed: filled where IMP matches. Left: by the noise of SGD alone; right: apart by d_L."""
+    figure, (axes,) = plots.panels(2, width=4.4, height=3.4, sharey=True)
+    pairs = pairs_and_imp(found, e).query("level == @e.probe_levels[0]")
+    places = {step: at for at, step in enumerate(sorted(pairs.rewind_step.unique()))}
+    look = plots.styles([True, False])
+    for ax, length, title in zip(axes, (NOISE, PRUNING), ("noise of SGD", "$d_L$ apart")):
+        plots.barrier_axis(ax, e)
+        ax.set(title=title, xlabel="rewind step")
+        for matches, rows in pairs[pairs.length == length].groupby("matching"):
+            aside = 0.3 * ((rows.seed - e.first_seed) / max(1, e.seeds - 1) - 0.5)
+            faces = look[matches] | {"ls": "none"} | ({} if matches else {"mfc": "none"})
+            label = f"IMP {'matches' if matches else 'does not match'}"
+            at = rows.rewind_step.map(places) + aside
+            ax.plot(at, PERCENT * rows.barrier, label=label, **faces)
+        ax.set_xticks(range(len(places)), places)
+    axes[0].set_ylabel("barrier (points)")
+    axes[1].legend(fontsize="small")
     return figure
