@@ -451,6 +451,7 @@ class Diagnosis:
             return sum(tables.work(e, node)[0] for node in nodes), sum(took)
 
         steps, seconds = both(self.nodes)
+        # networks: a place's kind, or a part's table
         trained = both([node for node in self.nodes if node[0] in ("imp", "ends")])
         each = trained[1] / trained[0] if trained[0] else float("nan")
         first = bracket(self.tables, e)[1]
