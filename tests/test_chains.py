@@ -216,9 +216,8 @@ def test_generators_differ_by_every_name_and_repeat():
 def test_only_what_a_table_needs_is_trained(tiny, store, table, seeds, steps):
     tables.load_findings()
     lab = Lab(tiny.but(rewind_steps=(0, 2, 5), control_every=1), store)
-    waves = tables.plan(lab, tables.graph(lab.experiment, [table]), 2)
-    tasks = [task for wave in waves for task in wave if task.function is tables.train_places]
-    trained = [at for task in tasks for at in task.args]
+    tasks = tables.plan(lab, tables.graph(lab.experiment, [table]), 2)
+    trained = [at for task in tasks if task.function is tables.train_places for at in task.args]
     assert {at.seed for at in trained} == seeds
     assert {at.rewind_step for at in trained if at.level} == steps
     assert len(set(trained)) == len(trained)
@@ -239,25 +238,24 @@ def test_parents_are_earlier_networks(tiny):
 
 @pytest.mark.parametrize("jobs", [1, 2, 7])
 @pytest.mark.parametrize("changes", [{}, dict(milestones=()), dict(rewind_steps=(0,), seeds=8)])
-def test_whatever_order_a_wave_is_done_in_all_finds_what_it_is_made_from(
-    tiny, store, changes, jobs
-):
+def test_each_node_is_in_one_task_which_names_what_it_is_made_from(tiny, store, changes, jobs):
+    """Seeds that are trained side by side keep together, all the way down a chain."""
     lab = Lab(tiny.but(**changes), store)
-    parents = tables.graph(lab.experiment, tables.known_tables())
-    needs = {tables.entry(lab, node): nodes for node, nodes in parents.items()}
-    before = set()
-    for wave in tables.plan(lab, parents, jobs):
-        there = set(before)
-        for task in wave:
-            own = set()
-            for output in task.outputs:
-                made_from = {tables.entry(lab, node) for node in needs[output.name]}
-                assert made_from <= before | own, output.label
-                own.add(output.name)
-            assert not own & there, "computed twice"
-            there |= own
-        before = there
-    assert before == set(needs)
+    needs = tables.graph(lab.experiment, tables.known_tables())
+    tasks, planned, lanes = tables.plan(lab, needs, jobs), {}, {}
+    for task in tasks:
+        own = {output.name for output in task.outputs}
+        for output, needed in zip(task.outputs, task.needed):
+            assert output.name not in planned, "computed twice"
+            planned[output.name] = needed
+            assert not needed & own, "needs itself"
+        places = task.args if task.function is tables.train_places else ()
+        for at in places:
+            lanes.setdefault(at._replace(level=1), set()).add(tuple(p.seed for p in places))
+    entries = {tables.entry(lab, n): {tables.entry(lab, p) for p in ps} for n, ps in needs.items()}
+    assert planned == entries
+    together = {at: groups for at, groups in lanes.items() if at.kind in chains.CHAINS}
+    assert together and all(len(groups) == 1 for at, groups in together.items() if at.rewind_step)
 
 
 def test_an_empty_store_costs_what_is_counted(cold):

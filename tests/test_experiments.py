@@ -291,7 +291,7 @@ def test_command_line_answers_bad_input_with_one_line_and_leaves_nothing(
 def test_tables_are_named_with_or_without_spaces(typed, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setenv("UNMASK_STORE", str(tmp_path))
-    monkeypatch.setattr(tables, "compute", lambda lab, names, jobs: asked.append(names))
+    monkeypatch.setattr(tables, "compute", lambda lab, names, *_: asked.append(names))
     monkeypatch.setattr("unmask.tables.complete", lambda lab, names: names)
     assert main(["run", "smoke", "--tables", typed]) == 0
     assert asked == [["levels", "pairs"]]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 
 import pytest
 
@@ -14,15 +15,15 @@ from unmask.chains import Place
 from unmask.errors import Degenerate, UnmaskError
 from unmask.experiments import experiment
 from unmask.lab import Lab
-from unmask.parallel import Output, Progress, Task
+from unmask.parallel import Outcome, Output, Progress, Task
 from unmask.store import Store
 
 
-def task(name, *works):
-    """A task that puts as many outputs into the store as there are `works`."""
+def task(name, *works, needs=()):
+    """One with an output for each of the `works`, all made from the same."""
     outputs = [Output(f"{name}{i}.csv", f"{name}, part {i}", work) for i, work in enumerate(works)]
-    names = tuple(output.name for output in outputs)
-    return Task(print, names, tuple(outputs), (frozenset(),) * len(outputs), names)
+    names, needed = tuple(output.name for output in outputs), frozenset(needs)
+    return Task(print, names, tuple(outputs), (needed,) * len(outputs))
 
 
 def put(store, *names):
@@ -32,96 +33,103 @@ def put(store, *names):
         (store.root / f"{name}.csv.json").touch()
 
 
-def test_progress_counts_what_is_in_the_store_and_names_what_is_next(store, capsys):
-    wave = [task(f"chain {chain}", 1, 1, 1) for chain in "abcd"]
-    put(store, "chain a0")
-    shown = Progress([wave], store, 2)
-    put(store, "chain b0")
-    remaining = shown.look(seconds=8)
-    # each of two processes has done an output in 8 seconds, and has 5 left
-    assert shown._line(remaining, 8.0) == (
-        "unmask: 2 of 12 done in 00:08, 10 remain, about 00:40 left; "
-        "now chain a, part 1; chain b, part 1"
+class Simulated(parallel.Workers):
+    """Workers that do a unit of work a second, by a clock of their own."""
+
+    def __init__(self, slots):
+        self.slots, self.now = slots, 0.0
+
+    def progress(self, tasks):
+        return Progress(tasks, parallel.parents(tasks), self, clock=lambda: self.now)
+
+    def replay(self, shown):
+        """Do all tasks in the order of a run; after each, the time."""
+        missing = {output.name for task in shown.tasks for output in task.outputs}
+        waiting = sorted(range(len(shown.tasks)), key=lambda i: -shown.longest[i])
+        while waiting or shown.running:
+            for index in waiting.copy():
+                if len(shown.running) == self.slots:
+                    break
+                if shown.tasks[index].possible(missing).args:
+                    shown.start(index, missing)
+                    waiting.remove(index)
+            ends = {i: began + shown.tasks[i].work for i, began in shown.running.items()}
+            index = min(ends, key=ends.get)
+            names = frozenset(output.name for output in shown.tasks[index].outputs)
+            missing -= names
+            self.now = ends[index]
+            shown.end(index, Outcome(names, seconds=shown.tasks[index].work))
+            yield self.now
+
+
+def test_progress_counts_what_is_done_and_names_what_is_at_work(capsys):
+    tasks = [task("a", 1), task("b", 2, 2), task("c", 4), task("d", 1, needs=["b1.csv"])]
+    simulated = Simulated(2)
+    shown = simulated.progress(tasks)
+    missing = {"a0.csv", "b0.csv", "b1.csv", "c0.csv", "d0.csv"}
+    shown.start(0, missing)
+    shown.start(1, missing)
+    assert shown.line() == (
+        "unmask: 0 of 5 done in 00:00, 3 running, 2 waiting, about ? left; now a, part 0; b, part 0"
     )
-    put(store, "chain a1", "chain a2", "chain b1")
-    line = shown._line(shown.look(seconds=20), 28.0)
-    assert "5 of 12 done in 00:28, 7 remain" in line
-    assert line.endswith("; now chain b, part 2; chain c, part 0")
-    put(store, *(f"chain {chain}{i}" for chain in "bcd" for i in range(3)))
-    assert shown._line(shown.look(seconds=8), 36.0) == "unmask: 12 of 12 done in 00:36"
-    # the last line is written however soon all is done
-    with Progress([wave], store, 2):
+    simulated.now = 2.0
+    assert not shown.end(0, Outcome(frozenset(["a0.csv"]), seconds=2.0)).args
+    # two seconds for a unit of work: of b 3 units are left, beside c's 4 and d's 1
+    line = "unmask: 1 of 5 done in 00:02, 2 running, 2 waiting, about 00:08 left; now b, part 0"
+    assert shown.line() == line
+    # of what was done together, another run is at one and the other fails
+    rest = shown.end(1, Outcome(busy=frozenset(["b1.csv"]), seconds=1.0, failure="no"))
+    assert rest.args == ("b1.csv",)
+    assert ", 3 waiting, 1 failed, about " in shown.line()
+    # what needs something that will not be there is not tried
+    assert not shown.start(3, {"b1.csv"}).args and ", 2 waiting, 2 failed, " in shown.line()
+    with Progress([], {}, simulated):  # the last line is written however soon all is done
         pass
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("unmask: 12 of 12 done in 00:")
-
-
-def replay(waves, jobs):
-    """When each output would be there, and the end: tasks begin in order, at one unit of work a
-    second, and a wave waits for the one before."""
-    there, end = [], 0.0
-    for wave in waves:
-        free = [end] * jobs
-        for each in wave:
-            now = free.pop(free.index(min(free)))
-            for output in each.outputs:
-                now += output.work
-                there.append((now, output.name.removesuffix(".csv")))
-            free.append(now)
-        end = max(free)
-    return sorted(there), end
+    assert capsys.readouterr().err == "unmask: 0 of 0 done in 00:00\n"
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3, 4])
-def test_the_time_left_goes_by_work(store, jobs):
-    trainings = [task(f"chain {chain}", *[60] * 30) for chain in "abcdef"]
-    large = [task(f"large {i}", 50) for i in range(24)]
-    small = [task(f"small {i}", *[0.2] * 400) for i in range(6)]
-    waves = [trainings, small + large]
-    (there, end), shown, now, counted = replay(waves, jobs), Progress(waves, store, jobs), 0, []
-    for done, (at, name) in enumerate(there, 1):
-        shown.look(seconds=(at - now) / 2)  # while it is on its way
-        put(store, name)
-        remaining = shown.look(seconds=(at - now) / 2)
-        assert remaining == len(there) - done
-        now, truth = at, end - at
+def test_the_time_left_goes_by_work(jobs):
+    chains = [
+        task(f"{name}{level}-", 60, needs=[f"{name}{level - 1}-0.csv"] if level else [])
+        for name in "abcdef"
+        for level in range(30)
+    ]
+    large = [task(f"large {i}-", 50, needs=["a29-0.csv"]) for i in range(24)]
+    small = [task(f"small {i}-", 2, needs=[f"b{i % 30}-0.csv"]) for i in range(240)]
+    simulated = Simulated(jobs)
+    shown, counted, seen = simulated.progress(chains + large + small), [], []
+    for now in simulated.replay(shown):
+        seen.append((now, shown.seconds_left()))
+        counted.append((shown.total - shown.done) * now / shown.done)
+    end = seen[-1][0]
+    assert seen[-1][1] == 0
+    for now, left in seen:
         if now >= 0.05 * end:
-            assert shown.seconds_left() == pytest.approx(truth, rel=0.001, abs=0.001 * end)
-        if 0.05 * end <= now <= 0.5 * end:
-            counted.append(remaining * now / done / truth)
-    assert shown.seconds_left() == 0
-    assert min(counted) > 2
+            assert left == pytest.approx(end - now, rel=0.05, abs=0.01 * end)
+    wrong = [count / (end - now) for (now, _), count in zip(seen, counted) if now < 0.5 * end]
+    assert max(wrong) > 2
 
 
-def test_a_wave_lasts_at_least_as_long_as_its_longest_task(store):
-    wave = [task("long", *[10] * 10), *(task(f"short {i}", 10) for i in range(6))]
-    shown = Progress([wave, [task("after", 40)]], store, 4)
-    shown.look(seconds=10)
-    put(store, "long0", "short 00", "short 10", "short 20")
-    shown.look(seconds=0)
-    assert shown.seconds_left() == pytest.approx(90 + 40)
-    shown.look(seconds=10)
-    put(store, "long1", "short 30", "short 40", "short 50")
-    shown.look(seconds=0)
-    # one process goes on alone, and what comes after waits for it
-    for i in range(2, 10):
-        assert shown.seconds_left() == pytest.approx(10 * (10 - i) + 40)
-        shown.look(seconds=10)
-        put(store, f"long{i}")
-        shown.look(seconds=0)
-    assert shown.seconds_left() == pytest.approx(40)
+def test_it_lasts_at_least_as_long_as_what_has_to_be_done_one_after_the_other():
+    chain = [task(f"{i}-", 10, needs=[f"{i - 1}-0.csv"] if i else []) for i in range(10)]
+    others = [task(f"short {i}-", 10) for i in range(6)]
+    simulated = Simulated(4)
+    shown = simulated.progress(others + chain)
+    for now in simulated.replay(shown):
+        assert shown.seconds_left() == pytest.approx(100 - now)
+    assert now == 100  # as the chain has been begun first
 
 
-def test_nothing_is_promised_before_the_start_is_over(store):
-    shown = Progress([[task("a", *[1] * 100)]], store, 1)
+def test_nothing_is_promised_before_the_start_is_over():
+    simulated = Simulated(1)
+    shown = simulated.progress([task(f"{i}-", 1) for i in range(100)])
     assert shown.seconds_left() is None
-    put(store, "a0")
-    remaining = shown.look(seconds=3)
-    assert shown.seconds_left() is None and "99 remain, about ? left" in shown._line(remaining, 3)
-    put(store, "a1")
-    remaining = shown.look(seconds=1)
-    assert shown.seconds_left() == pytest.approx(98 * 2)
-    assert "98 remain, about 03:16 left" in shown._line(remaining, 4)
+    ends = simulated.replay(shown)
+    next(ends)
+    assert shown.seconds_left() is None and "99 waiting, about ? left" in shown.line()
+    next(ends)
+    assert shown.seconds_left() == 98 and "98 waiting, about 01:38 left" in shown.line()
 
 
 def test_errors_come_back_from_workers(store):
@@ -137,34 +145,59 @@ def fail_or_put(lab, what):
         raise Degenerate("came to nothing")
     if how == "bad":
         raise UnmaskError("no such folder")
+    if how == "bug":
+        1 / 0  # noqa: B018
     put(lab.store, name)
 
 
+def run(tasks, store, jobs):
+    store.prepare()
+    with parallel.local(Lab(experiment("smoke"), store), jobs) as workers:
+        parallel.run(tasks, workers)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_what_comes_to_nothing_stops_only_what_needs_it(store, jobs, capsys):
+def test_what_fails_stops_only_what_needs_it(store, jobs, capfd):
     def of(name, how, *needs):
         outputs, needed = (Output(f"{name}.csv", name, 1),), {f"{need}.csv" for need in needs}
-        return Task(fail_or_put, ((name, how),), outputs, (frozenset(needed),), (name,))
+        return Task(fail_or_put, ((name, how),), outputs, (frozenset(needed),))
 
-    waves = [
-        [of("dead", "degenerate"), of("alive", "")],
-        [of("heir", "", "dead"), of("next", "", "alive")],
-        [of("grandchild", "", "heir", "next"), of("last", "", "next")],
-    ]
-    said = (
-        r"^came to nothing \(in: dead\); 2 networks or parts of tables need them, not tried; "
-        "what is independent of them is in the store$"
-    )
-    with pytest.raises(UnmaskError, match=said):
-        parallel.run(waves, Lab(experiment("smoke"), store), jobs)
-    assert {f"{name}.csv" for name in ("alive", "next", "last")} <= set(store.names())
-    assert capsys.readouterr().err.splitlines()[-1].startswith("unmask: 3 of 6 done in 00:")
+    tasks = [of("grandchild", "", "heir", "next"), of("last", "", "next"), of("heir", "", "dead")]
+    tasks += [of("next", "", "alive"), of("dead", "degenerate"), of("alive", "")]
+    tasks += [of("wrong", "bug")]
+    with pytest.raises(UnmaskError) as caught:
+        run(tasks, store, jobs)
+    said, _, rest = str(caught.value).partition("; 2 networks or parts of tables need them, not")
+    dead, bug = "came to nothing (in: dead)", "ZeroDivisionError: division by zero (in: wrong)"
+    assert sorted(said.split("; ")) == [bug, dead]
+    assert rest == " tried; what is independent of them is in the store"
+    assert {f"{name}.csv" for name in ("alive", "next", "last")} == set(store.names())
+    said = capfd.readouterr().err
+    assert said.splitlines()[-1].endswith(", 4 failed") and "unmask: 3 of 7 done in 00:" in said
+    assert said.count("Traceback") == 1  # where the bug is
     # but what would fail everywhere ends all at once
     with pytest.raises(UnmaskError, match="^no such folder$"):
-        parallel.run(
-            [[of("folder", "bad")], [of("more", "")]], Lab(experiment("smoke"), store), jobs
-        )
+        run([of("folder", "bad"), of("more", "", "folder")], store, jobs)
     assert "more.csv" not in store
+
+
+def test_tasks_of_a_long_chain_and_of_a_large_sweep_take_little_time_each(store):
+    """They are walked one by one, in time in proportion to their number."""
+    chain = [task(f"{i}-", 1, needs=[f"{i - 1}-0.csv"] if i else []) for i in range(3000)]
+
+    class Done(parallel.Workers):
+        def __init__(self):
+            self.order = []
+
+        def submit(self, task):
+            self.order += task.args
+            future = Future()
+            future.set_result(Outcome(frozenset(o.name for o in task.outputs)))
+            return future
+
+    workers = Done()
+    parallel.run(chain[::-1], workers)
+    assert workers.order == [f"{i}-0.csv" for i in range(3000)]
 
 
 def test_networks_that_pruning_kills_are_results_and_the_rest_goes_on(tmp_path):
@@ -185,7 +218,7 @@ def test_networks_that_pruning_kills_are_results_and_the_rest_goes_on(tmp_path):
 
 def test_everything_stored_means_no_process_is_started(tiny, store, monkeypatch):
     before = unmask.table("levels", tiny, store, jobs=1)
-    monkeypatch.setattr("joblib.Parallel", lambda **_: pytest.fail("started"))
+    monkeypatch.setattr(parallel, "local", lambda *_: pytest.fail("started"))
     assert unmask.table("levels", tiny, store, jobs=2).equals(before)
 
 
@@ -201,9 +234,9 @@ def test_a_number_of_jobs_that_is_none_is_refused(jobs):
 
 
 def test_a_killed_worker_is_said_in_one_line(store, monkeypatch):
-    monkeypatch.setattr(parallel, "_do_there", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(parallel, "do_there", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UnmaskError, match="a worker process was killed") as caught:
-        parallel.run([[task("t", 1), task("u", 1)]], Lab(experiment("smoke"), store), jobs=2)
+        run([task("t", 1), task("u", 1)], store, jobs=2)
     assert "\n" not in str(caught.value)
 
 
@@ -223,9 +256,9 @@ def test_what_another_run_is_at_comes_last_and_is_waited_for(tmp_path):
     lab = Lab(experiment("smoke"), Store(tmp_path))
     held = lab.name(Place("imp", 0, 0, 1)) + ".safetensors"
     command = [sys.executable, "-m", "unmask", "run", "smoke", "--tables", "levels", "--jobs", "2"]
-    with lab.store.claimed([held], wait=False) as ours:
+    with lab.store.claimed([held]) as ours:
         assert ours == {held}
-        with lab.store.claimed([held, "more"], wait=False) as also:
+        with lab.store.claimed([held, "more"]) as also:
             assert also == {"more"}
         environment = os.environ | {"UNMASK_STORE": str(tmp_path)}
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -238,19 +271,6 @@ def test_what_another_run_is_at_comes_last_and_is_waited_for(tmp_path):
     assert process.wait(60) == 0
     tables.load_findings()
     assert held in lab.store and tables.complete(lab, ["levels"])
-
-
-def test_a_chain_is_claimed_whole_and_a_control_by_itself(tmp_path):
-    tables.load_findings()
-    lab = Lab(experiment("smoke", levels=3, control_every=1), Store(tmp_path))
-    parents = tables.graph(lab.experiment, ["levels", "controls"])
-    tasks = [task for wave in tables.plan(lab, parents, 2) for task in wave]
-    claims = {}
-    for place, claim in ((place, c) for t in tasks for place, c in zip(t.args, t.claimed)):
-        claims.setdefault(claim, []).append(place)
-    chained = [places for places in claims.values() if len(places) > 1]
-    assert len(chained) == 4 and all(len({p[:3] for p in places}) == 1 for places in chained)
-    assert sum(places[0][0] == "random" for places in claims.values()) == 2 * 3
 
 
 def test_joblib_without_processes_of_its_own_works_as_well(tmp_path):

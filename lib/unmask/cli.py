@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     _takes_experiment(command)
     said = "processes to use (default: one for each core, or one on a GPU)"
     command.add_argument("--jobs", type=int, metavar="N", help=said)
+    said = "where: processes of this machine, or a Ray cluster (default: local)"
+    command.add_argument("--backend", default="local", metavar="local|ray", help=said)
+    said = "of the Ray cluster (default: that of this machine, or else one of its own)"
+    command.add_argument("--address", help=said)
     said = "only these tables, and what they need (default: all of them)"
     command.add_argument("--tables", type=_names, metavar="NAME,...", help=said)
     said = "also write the tables, with provenance, to results/NAME (default: the preset's name)"
@@ -164,7 +168,7 @@ def _run(options) -> None:
     names = tables.known_tables() if options.tables is None else options.tables
     tables.check_tables(names)
     lab = Lab(chosen, Store())
-    tables.compute(lab, names, options.jobs)
+    tables.compute(lab, names, options.jobs, options.backend, options.address)
     if processes.rank() > 0:
         return
     if gone := sorted(set(names) - set(tables.complete(lab, names))):

@@ -12,7 +12,7 @@ from pathlib import Path
 from .errors import UnmaskError
 from .experiments import experiment
 from .lab import Lab
-from .parallel import check_jobs
+from .parallel import check_backend, check_jobs
 from .store import Store
 
 
@@ -58,13 +58,14 @@ def check(notebook: Path, parameters: dict) -> None:
             raise UnmaskError(f"unknown parameter {name!r}: {notebook.name} has {', '.join(known)}")
     if "settings" not in known:  # a page about published results, which says itself what there is
         return
-    others = "jobs", "minutes", "compute"  # than the experiment's
+    others = "jobs", "backend", "minutes", "compute"  # than the experiment's
     given = {name: value for name, value in parameters.items() if name not in others}
     settings = given.get("settings") or {}
     if twice := [name for name in known if isinstance(settings, dict) and name in settings]:
         said = f"{twice[0]} is a parameter of the notebook; set it there"
         raise UnmaskError(f"settings={settings!r}: {said}")
     check_jobs(parameters.get("jobs"))
+    check_backend(parameters.get("backend", "local"))
     Lab(experiment(**given), Store())
 
 

@@ -1,20 +1,26 @@
-"""Doing independent tasks in several processes, with progress a person can read.
+"""Doing tasks that need each other's outputs, side by side, with progress a person can read.
 
-One interface for one machine or a cluster: joblib. Processes share nothing but the store, so any of
-its backends will do; progress is read off the store as well.
+A task starts as soon as what it needs is there. Who does it is behind one small interface,
+`Workers`: this process, several of this machine, or a cluster's. They share nothing but the store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
-import itertools
 import os
+import platform
+import queue
 import sys
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from graphlib import TopologicalSorter
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import processes
@@ -33,6 +39,7 @@ MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:"
     "glibc.malloc.trim_threshold=200000000:glibc.malloc.top_pad=33554432"
 )
+BACKENDS = ("local", "ray")
 
 
 class Output(NamedTuple):
@@ -44,33 +51,77 @@ class Output(NamedTuple):
     work: float
 
 
-BUSY = "busy"  # what comes of a task that another run is at
-
-
 class Task(NamedTuple):
     """A call `function(lab, *args)` that puts into the store an output for each argument, in this
-    order. What is `needed` for each is found there, by name. Each is `claimed` by a name while it
-    is done, so that other runs on the same store leave it alone."""
+    order. What is `needed` for each is found there, by name. `networks`: how many are trained side
+    by side; `memory`: how many bytes it takes beside networks and data."""
 
     function: Callable
     args: tuple
     outputs: tuple[Output, ...]
     needed: tuple[frozenset[str], ...]
-    claimed: tuple[str, ...]
+    networks: int = 1
+    memory: float = 0
 
     @property
     def work(self) -> float:
         return sum(output.work for output in self.outputs)
 
-    def possible(self, store: Store) -> Task:
-        """What of it can be done with what is in the store."""
-        return self.only(all(name in store for name in needed) for needed in self.needed)
+    def possible(self, missing: set[str]) -> Task:
+        """What of it can be done while these names are not there."""
+        return self.only(missing.isdisjoint(needed) for needed in self.needed)
 
     def only(self, wanted: Iterable[bool]) -> Task:
         """A part of it."""
-        each = zip(self.args, self.outputs, self.needed, self.claimed)
+        each = zip(self.args, self.outputs, self.needed)
         some = [one for one, is_wanted in zip(each, wanted) if is_wanted]
-        return Task(self.function, *(zip(*some) if some else [()] * 4))
+        args, outputs, needed = zip(*some) if some else [()] * 3
+        return self._replace(args=args, outputs=outputs, needed=needed)
+
+
+class Outcome(NamedTuple):
+    """What came of a task, by the names of its outputs: what is in the store, and what was left
+    alone as another run is at it. How long it took, in seconds, and what went wrong."""
+
+    put: frozenset[str] = frozenset()
+    busy: frozenset[str] = frozenset()
+    seconds: float = 0.0
+    failure: str | None = None
+
+
+class Workers:
+    """Who does tasks, `slots` at a time as far as is known by now; here, this process.
+
+    `where`: words for the progress line."""
+
+    slots, where = 1, ""
+
+    def __init__(self, lab: Lab):
+        self.lab = lab
+
+    def room(self) -> int:
+        """How many tasks may be under way."""
+        return self.slots
+
+    def submit(self, task: Task) -> Future:
+        future = Future()
+        future.set_result(_do(task, self.lab))
+        return future
+
+    def outcome(self, future: Future, task: Task) -> Outcome:
+        """Of a future that is done.
+        Raises UnmaskError: what would stop all other tasks as well."""
+        return future.result()
+
+
+class _Processes(Workers):
+    """Several processes of this machine."""
+
+    def __init__(self, lab: Lab, jobs: int, executor):
+        self.slots, self.executor, self.there = jobs, executor, where_of(lab)
+
+    def submit(self, task: Task) -> Future:
+        return self.executor.submit(do_there, task, *self.there)
 
 
 def check_jobs(jobs: int | None, device: str = "cpu") -> int:
@@ -86,67 +137,65 @@ def check_jobs(jobs: int | None, device: str = "cpu") -> int:
     return jobs
 
 
-def run(waves: Sequence[Sequence[Task]], lab: Lab, jobs: int) -> None:
-    """Do all tasks, wave after wave, `jobs` at a time, one thread each.
-
-    Several runs on one store share the work: what another is at comes last, and is waited for. What
-    fails because a network has come to nothing is said at the end; what does not need it goes on.
-    Processes that torchrun started do the tasks one by one, together.
-    Raises Degenerate: what tasks raised. Raises UnmaskError: a worker was killed."""
-    jobs = 1 if processes.count() > 1 else jobs  # those of torchrun do each task together
-    os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
-    # After a large Hessian joblib replaces a worker, which is as it should be.
-    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
-    failed, left = [], 0
-    with Progress(waves, lab.store, jobs) as shown:
-        for wave in waves:
-            ready = [task.possible(lab.store) for task in wave]
-            left += sum(len(task.outputs) for task in wave)
-            left -= sum(len(task.outputs) for task in ready)
-            ready = [task for task in ready if task.outputs]
-            ended = _do_all(ready, lab, jobs, wait=False)
-            others = [task for task, said in zip(ready, ended) if said == BUSY]
-            ended += _do_all(others, lab, jobs, wait=True)
-            failed += (said for said in ended if said and said != BUSY)
-            shown.end_wave()
-    if failed:
-        need = f"; {left} networks or parts of tables need them, not tried" if left else ""
-        said = f"{'; '.join(failed)}{need}; what is independent of them is in the store"
-        raise Degenerate(said)
+def check_backend(backend: str, address: str | None = None) -> None:
+    """Raises UnmaskError: there is none of that name, or it is not installed, or takes no address,
+    or not together with torchrun."""
+    if backend not in BACKENDS:
+        raise UnmaskError(f"backend={backend!r}: must be one of {', '.join(BACKENDS)}")
+    if backend == "local" and address is not None:
+        raise UnmaskError(f"address={address!r}: is that of a cluster; with backend='ray'")
+    if backend == "ray" and find_spec("ray") is None:
+        raise UnmaskError("backend='ray': Ray is not installed; pip install 'unmask[ray]'")
+    if backend == "ray" and processes.count() > 1:
+        raise UnmaskError("backend='ray': without torchrun; Ray starts its own processes")
 
 
-def _do_all(tasks: Sequence[Task], lab: Lab, jobs: int, wait: bool) -> list[str | None]:
-    """What went wrong in each; or `BUSY`, if another run is at it and is not to be waited for."""
+@contextlib.contextmanager
+def local(lab: Lab, jobs: int | None = None) -> Iterator[Workers]:
+    """So many processes of this machine, which end with the block if it fails; or this one."""
     import joblib
+
+    jobs = joblib.effective_n_jobs(check_jobs(jobs, lab.device.type))
+    if jobs == 1 or processes.count() > 1:  # those of torchrun do each task together
+        yield Workers(lab)
+        return
+    from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    jobs = min(jobs, len(tasks))
-    if jobs <= 1:
-        return [_do(task, lab, wait) for task in tasks]
-    pool = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)
-    where = lab.experiment.recipe, str(lab.store.root), os.getcwd(), os.getpid()
+    # After a large Hessian it replaces a worker, which is as it should be.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
+    variables = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC), "OMP_NUM_THREADS": "1"}
+    options = dict(timeout=300, env=variables, initializer=_end_with, initargs=(os.getpid(),))
+    executor = get_reusable_executor(jobs, **options)
     try:
-        one = joblib.delayed(_do_there)
-        return pool(one(task, wait, lab.experiment, *where) for task in tasks)
-    except TerminatedWorkerError as error:
-        raise UnmaskError(
-            "a worker process was killed, perhaps for want of memory; what was finished is in the "
-            "store, and a smaller number of jobs needs less"
-        ) from error
+        yield _Processes(lab, jobs, executor)
+    except BaseException as error:
+        executor.shutdown(kill_workers=True)
+        if isinstance(error, TerminatedWorkerError):
+            raise UnmaskError(
+                "a worker process was killed, perhaps for want of memory; what was finished is in "
+                "the store, and a smaller number of jobs needs less"
+            ) from error
+        raise
 
 
-def _do_there(
-    task: Task, wait: bool, experiment: Experiment, recipe: str, root: str, folder: str, parent: int
-) -> str | None:
-    if os.getppid() == parent:  # not where joblib has processes of another kind, or none
-        _end_with(parent)
+def where_of(lab: Lab) -> tuple[Experiment, str, str, str]:
+    """What another process makes a lab like this one from; see `do_there`."""
+    return lab.experiment, lab.experiment.recipe, str(lab.store.root), os.getcwd()
+
+
+def do_there(task: Task, experiment: Experiment, recipe: str, root: str, folder: str) -> Outcome:
+    """Do a task in another process.
+    Raises UnmaskError: the process does not see the same files."""
+    for path in (root, folder):
+        if not os.path.isdir(path):
+            raise UnmaskError(f"{platform.node()} does not see {path}, which all have to")
     os.chdir(folder)  # where a user's files are found; a worker may be older than that
     if experiment.recipe != recipe:
         raise UnmaskError(f"a file of {experiment.network} or {experiment.dataset} was changed")
-    return _do(task, _lab(experiment, root, folder), wait)
+    return _do(task, _lab(experiment, root, folder))
 
 
-@functools.cache
 def _end_with(parent: int) -> None:
     """End this worker once its parent is gone, even if that was killed and could tell nobody."""
 
@@ -158,19 +207,26 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _do(task: Task, lab: Lab, wait: bool) -> str | None:
+def _do(task: Task, lab: Lab) -> Outcome:
     from .train import single_thread
 
-    with lab.store.claimed(task.claimed, wait) as ours, single_thread():
-        mine, said = task.only(name in ours for name in task.claimed), None
+    began, names, failure = time.perf_counter(), [o.name for o in task.outputs], None
+    with lab.store.claimed(names) as ours, single_thread():
+        mine = task.only(name in ours for name in names)
         try:
             if mine.args:
                 task.function(lab, *mine.args)
-        except Degenerate as error:
-            missing = next(output for output in mine.outputs if output.name not in lab.store)
-            said = f"{error} (in: {missing.label})"
-        # what fails, fails again when the rest is waited for
-        return BUSY if len(mine.args) < len(task.args) else said
+        except Exception as error:
+            if isinstance(error, UnmaskError) and not isinstance(error, Degenerate):
+                raise  # bad input, or a store that cannot be written: all others would fail as well
+            said = str(error)
+            if not isinstance(error, Degenerate):
+                traceback.print_exc()
+                said = f"{type(error).__name__}: {said}"
+            label = next(o.label for o in mine.outputs if o.name not in lab.store)
+            failure = f"{said} (in: {label})"
+        put = frozenset(name for name in ours if name in lab.store)
+    return Outcome(put, frozenset(names) - ours, time.perf_counter() - began, failure)
 
 
 @functools.lru_cache(maxsize=1)
@@ -181,29 +237,93 @@ def _lab(experiment: Experiment, root: str, folder: str) -> Lab:
     return Lab(experiment, Store(root))
 
 
-class _Unfinished:
-    """What is left of a task, and for how long what comes next has been under way."""
+def run(tasks: Sequence[Task], found: Workers) -> None:
+    """Do all tasks, each as soon as what it needs is there; first those after which the most work
+    has to be done one after the other.
 
-    def __init__(self, task: Task):
-        self.outputs, self.seconds = list(task.outputs), 0.0
+    Several runs on one store share the work: what another is at comes last, and is looked at again
+    until it is there. What fails is said at the end; what does not need it goes on.
+    Raises UnmaskError: what tasks raised; or a worker was killed."""
+    needed, missing = parents(tasks), {o.name for task in tasks for o in task.outputs}
+    order, ready, busy, failed = TopologicalSorter(needed), [], [], []
+    order.prepare()
+    ended = queue.SimpleQueue()  # tasks that have been done, with their futures
+
+    def release(index: int | None = None) -> None:
+        """One is done with; what waited for it and nothing else is ready."""
+        if index is not None:
+            order.done(index)
+        for each in order.get_ready():
+            heapq.heappush(ready, (-shown.longest[each], each))
+
+    with Progress(tasks, needed, found) as shown:
+        release()
+        while order.is_active():
+            # Start what can be started.
+            while ready and len(shown.running) < found.room():
+                index = heapq.heappop(ready)[1]
+                task = shown.start(index, missing)
+                if task.args:
+                    future = found.submit(task)
+                    future.add_done_callback(lambda future, index=index: ended.put((index, future)))
+                else:
+                    release(index)
+            # Wait for the next to end.
+            try:
+                index, future = ended.get(timeout=1 if shown.running or ready or busy else 0)
+            except queue.Empty:
+                for index in busy:  # time to look again
+                    heapq.heappush(ready, (-shown.longest[index], index))
+                busy.clear()
+                continue
+            # See what came of it.
+            outcome = found.outcome(future, shown.tasks[index])
+            missing -= outcome.put
+            failed += [outcome.failure] if outcome.failure else []
+            rest = shown.end(index, outcome)
+            busy.append(index) if rest.args else release(index)
+    if failed:
+        said = "; ".join(failed)
+        if shown.untried:
+            said += f"; {shown.untried} networks or parts of tables need them, not tried"
+        raise UnmaskError(f"{said}; what is independent of them is in the store")
+
+
+def parents(tasks: Sequence[Task]) -> dict[int, set[int]]:
+    """Which tasks each one needs an output of, all by their indices."""
+    maker = {output.name: i for i, task in enumerate(tasks) for output in task.outputs}
+    needed = (frozenset().union(*task.needed) for task in tasks)
+    return {i: {maker[name] for name in names & maker.keys()} for i, names in enumerate(needed)}
 
 
 class Progress:
-    """Shows how many trainings and measurements are done, which are at work, how many remain, and
+    """Shows how many trainings and measurements are done, are being done, wait and have failed, and
     the time left.
 
     A bar on a terminal; in a log file, a plain line every `interval` seconds."""
 
     def __init__(
-        self, waves: Sequence[Sequence[Task]], store: Store, jobs: int, interval: float = 15
+        self,
+        tasks: Sequence[Task],
+        parents: dict[int, set[int]],
+        found: Workers,
+        interval: float = 15,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self.store, self.jobs, self.interval = store, jobs, interval
-        self.waves = [[_Unfinished(task) for task in wave] for wave in waves]
-        self.total = sum(len(task.outputs) for wave in waves for task in wave)
-        self.all_work = sum(task.work for wave in waves for task in wave)
+        self.tasks, self.workers, self.interval = list(tasks), found, interval
+        self.total = sum(len(task.outputs) for task in tasks)
+        self.all_work = sum(task.work for task in tasks)
+        self.done = self.failed = self.untried = 0  # outputs
         self.done_work = self.done_seconds = 0.0
-        self.over = 0  # waves
-        self.began = self.seen = time.monotonic()
+        self.running: dict[int, float] = {}  # since when
+        # of each task, the work that has to be done from its start on, one after the other
+        self.longest = [task.work for task in tasks]
+        after = [0.0] * len(tasks)
+        for index in reversed(list(TopologicalSorter(parents).static_order())):
+            self.longest[index] += after[index]
+            for parent in parents[index]:
+                after[parent] = max(after[parent], self.longest[index])
+        self.clock, self.began = clock, clock()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -217,6 +337,28 @@ class Progress:
         if processes.rank() == 0:
             self.thread.join()
 
+    def start(self, index: int, missing: set[str]) -> Task:
+        """Of a task, what is possible, which starts now."""
+        task = self.tasks[index].possible(missing)
+        self.untried += len(self.tasks[index].args) - len(task.args)
+        self.tasks[index] = task
+        if task.args:
+            self.running[index] = self.clock()
+        return task
+
+    def end(self, index: int, outcome: Outcome) -> Task:
+        """What is left of a task, for another time."""
+        del self.running[index]
+        task = self.tasks[index]
+        ended = task.only(output.name not in outcome.busy for output in task.outputs)
+        rest = task.only(output.name in outcome.busy for output in task.outputs)
+        self.tasks[index] = rest
+        self.done += len(outcome.put)
+        self.failed += len(ended.args) - len(outcome.put)
+        self.done_work += ended.work
+        self.done_seconds += outcome.seconds
+        return rest
+
     def _watch(self):
         from tqdm import tqdm
 
@@ -226,77 +368,48 @@ class Progress:
             bar = tqdm(total=self.total, desc="unmask", dynamic_ncols=True, bar_format=shape)
         last, ended = self.began, False
         while not ended:
-            ended = self.ended.wait(0.5)
-            remaining, now = self.look(), time.monotonic()
+            ended, now = self.ended.wait(0.5), self.clock()
             if bar:
-                bar.n = self.total - self._outputs(self.waves)
-                bar.set_postfix_str(f"{self._left()}; {self._now()}")
+                bar.n = self.done
+                bar.set_postfix_str(self._rest())
             elif ended or now - last >= self.interval:
                 last = now
-                print(self._line(remaining, now - self.began), file=sys.stderr, flush=True)
+                print(self.line(), file=sys.stderr, flush=True)
         if bar:
             bar.close()
 
-    def _line(self, remaining: int, seconds: float) -> str:
+    def line(self) -> str:
         from tqdm import tqdm
 
-        passed = tqdm.format_interval(seconds)
-        done = self.total - self._outputs(self.waves)
-        line = f"unmask: {done} of {self.total} done in {passed}"
-        if remaining:
-            line += f", {remaining} remain, {self._left()}; now {self._now()}"
-        return line
+        passed = tqdm.format_interval(self.clock() - self.began)
+        rest = self._rest()
+        return f"unmask: {self.done} of {self.total} done in {passed}{rest and ', '}{rest}"
 
-    def look(self, seconds: float | None = None) -> int:
-        """See what is in the store by now; how many outputs remain.
+    def _rest(self) -> str:
+        from tqdm import tqdm
 
-        `seconds`: since the last look, if not by the clock."""
-        now = time.monotonic()
-        passed, self.seen = now - self.seen if seconds is None else seconds, now
-        for task in self._at_work():
-            task.seconds += passed
-        for task in itertools.chain.from_iterable(self.waves):
-            while task.outputs and task.outputs[0].name in self.store:
-                self.done_work += task.outputs.pop(0).work
-                self.done_seconds += task.seconds
-                task.seconds = 0.0
-        return self._outputs(self.waves[self.over :])
-
-    def end_wave(self) -> None:
-        """What the wave at work has not put into the store by now, it will not."""
-        self.over += 1
-
-    @staticmethod
-    def _outputs(waves: Sequence[Sequence[_Unfinished]]) -> int:
-        return sum(len(task.outputs) for wave in waves for task in wave)
-
-    def _at_work(self) -> list[_Unfinished]:
-        # Tasks start in order and write their outputs in order: the first unfinished ones are those
-        # at work.
-        waves = ([task for task in wave if task.outputs] for wave in self.waves[self.over :])
-        return next((tasks for tasks in waves if tasks), [])[: self.jobs]
+        lost, running = self.failed + self.untried, self.running.copy()
+        at_work = [self.tasks[index] for index in running][: self.workers.slots]
+        count = sum(len(task.args) for task in at_work)
+        waiting = self.total - self.done - lost - count
+        seconds = self.seconds_left()
+        left = "?" if seconds is None else tqdm.format_interval(seconds)
+        said = [f"{count} running{self.workers.where}"] if count else []
+        said += [f"{waiting} waiting"] if waiting else []
+        said += [f"{lost} failed"] if lost else []
+        said += [f"about {left} left"] if count or waiting else []
+        labels = "; ".join(task.outputs[0].label for task in at_work[:4] if task.outputs)
+        return ", ".join(said) + (f"; now {labels}" if labels else "")
 
     def seconds_left(self) -> float | None:
-        """By the work that is left, at the rate that this run has shown until now.
-
-        A wave lasts as long as its processes need that take its tasks in order, and its end is
-        waited for."""
+        """By the work that is left, at the rate that this run has shown until now: what all workers
+        need for it, or one for what has to be done one after the other, if that is more."""
         if self.done_work < 0.02 * self.all_work or not self.done_seconds:
             return None  # start-up would count for too much
-        rate, left = self.done_work / self.done_seconds, 0.0
-        for wave in self.waves[self.over :]:
-            ends = [0.0] * self.jobs
-            for task in wave:
-                work = sum(output.work for output in task.outputs)
-                heapq.heapreplace(ends, ends[0] + max(0.0, work / rate - task.seconds))
-            left += max(ends)
-        return left
-
-    def _left(self) -> str:
-        from tqdm import tqdm
-
-        seconds = self.seconds_left()
-        return f"about {'?' if seconds is None else tqdm.format_interval(seconds)} left"
-
-    def _now(self) -> str:
-        return "; ".join(task.outputs[0].label for task in self._at_work())
+        rate, passed = self.done_work / self.done_seconds, dict.fromkeys(range(len(self.tasks)), 0)
+        for index, since in list(self.running.items())[: self.workers.slots]:
+            passed[index] = min(self.clock() - since, self.tasks[index].work / rate)
+        left = [(task.work, index) for index, task in enumerate(self.tasks) if task.args]
+        shared = sum(work / rate - passed[index] for work, index in left)
+        alone = max((self.longest[index] / rate - passed[index] for _, index in left), default=0)
+        return max(shared / max(1, self.workers.slots), alone)

@@ -248,7 +248,11 @@ def evidence(chosen: Experiment, names: Sequence[str], folder: Path = FOLDER) ->
 
 
 def shown(
-    chosen: Experiment, names: Sequence[str], jobs: int | None = None, compute: bool = True
+    chosen: Experiment,
+    names: Sequence[str],
+    jobs: int | None = None,
+    backend: str = "local",
+    compute: bool = True,
 ) -> Shown:
     """What a page shows of an experiment: published tables of the same and more seeds, where there
     are any, and with `compute` what this machine computes itself.
@@ -258,7 +262,7 @@ def shown(
     if name is None and not compute:
         said = f"compute=False: {', '.join(names)} of {chosen.preset} are not published"
         raise UnmaskError(said)
-    here = tables.measure(chosen, names, jobs=jobs) if compute else None
+    here = tables.measure(chosen, names, jobs=jobs, backend=backend) if compute else None
     if name is None:
         return Shown(chosen, here)
     known, there, _ = published(name)

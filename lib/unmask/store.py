@@ -128,18 +128,18 @@ class Store:
         return reading_csv(io.BytesIO(data))  # what a later run will read, to the bit
 
     @contextlib.contextmanager
-    def claimed(self, names: Iterable[str], wait: bool) -> Iterator[set[str]]:
-        """Inside, this process alone has a claim on the names that it gets: with `wait` all of
-        them, otherwise those that no other process has. The claims of one that dies end with it."""
+    def claimed(self, names: Iterable[str]) -> Iterator[set[str]]:
+        """Inside, this process alone has a claim on the names that it gets: those that no other
+        process has. The claims of one that dies end with it."""
         from filelock import FileLock, Timeout
 
         held = set(names) if processes.count() > 1 else set()  # which work together anyway
         with contextlib.ExitStack() as stack:
-            for name in sorted(set(names) - held):  # in order, or two might wait for each other
+            for name in sorted(set(names) - held):
                 path = self.root / "claims" / name
                 with self._writing(path), contextlib.suppress(Timeout):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(FileLock(path, timeout=-1 if wait else 0))
+                    stack.enter_context(FileLock(path, timeout=0))
                     held.add(name)
             yield held
 

@@ -12,7 +12,7 @@ import importlib
 import math
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -25,7 +25,7 @@ import pandas as pd
 
 from . import chains, parallel, processes
 from .chains import Place
-from .errors import Degenerate, UnmaskError
+from .errors import UnmaskError
 from .experiments import Experiment, experiment
 from .store import TABLE, TENSORS, Store
 
@@ -57,17 +57,19 @@ class Table:
     `measure`: the function of a lab and keys. `keys`: what its parts go by; the first is "seed".
     `reads`: fields of the experiment on which a part depends, beside the recipe. `steps`: training
     steps that a part takes itself, a function of experiment and keys; `passes`: samples that it
-    sends through the network, forward, likewise. `tensors`: it is no table but a dict of tensors
-    that several tables are made from. `asked`: no experiment has it as a whole; whoever asks names
-    the parts. `cases`: which keys an experiment has; by default every seed (and rewind step).
-    `needs`: what a part is made from, a function of experiment and keys; by default the whole IMP
-    chain of its seed and rewind step."""
+    sends through the network, forward, likewise; `memory`: bytes that it takes beside network and
+    data, likewise. `tensors`: it is no table but a dict of tensors that several tables are made
+    from. `asked`: no experiment has it as a whole; whoever asks names the parts. `cases`: which
+    keys an experiment has; by default every seed (and rewind step). `needs`: what a part is made
+    from, a function of experiment and keys; by default the whole IMP chain of its seed and rewind
+    step."""
 
     measure: Callable
     keys: tuple[str, ...]
     reads: tuple[str, ...] = ()
     steps: Callable[..., float] = lambda e, *keys: 0
     passes: Callable[..., float] = lambda e, *keys: 0
+    memory: Callable[..., float] = lambda e, *keys: 0
     tensors: bool = False
     asked: bool = False
     cases: Callable[[Experiment], Iterable[tuple]] | None = None
@@ -152,6 +154,8 @@ def measure(
     names: Sequence[str] | None = None,
     store: Store | Path | str | None = None,
     jobs: int | None = None,
+    backend: str = "local",
+    address: str | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Tables of an experiment by name, for all seeds (and rewind steps); computed where missing.
 
@@ -160,7 +164,9 @@ def measure(
         names: of the tables; all if not given.
         store: where results are kept, or its folder; by default, see `store.default_root`.
         jobs: processes to use; by default, one for each core, or one on a GPU. What comes out does
-            not depend on it.
+            not depend on it. On a cluster, how many tasks at a time at most.
+        backend: "local", or "ray" for the Ray cluster at an `address`; by default that which this
+            machine is part of, or else one of its own. All its nodes have to see the store.
     Raises UnmaskError: bad input, found before any computing."""
     from .lab import Lab
 
@@ -168,21 +174,36 @@ def measure(
     check_tables(names)
     e = chosen if isinstance(chosen, Experiment) else experiment(chosen)
     lab = Lab(e, store if isinstance(store, Store) else Store(store))
-    compute(lab, names, jobs)
+    compute(lab, names, jobs, backend, address)
     return {name: read(lab, name) for name in names}
 
 
-def compute(lab: Lab, wanted: Sequence[str | Node], jobs: int | None = None) -> None:
-    """Put all parts of named tables, or single nodes, into the lab's store, in parallel.
+def compute(
+    lab: Lab,
+    wanted: Sequence[str | Node],
+    jobs: int | None = None,
+    backend: str = "local",
+    address: str | None = None,
+) -> None:
+    """Put all parts of named tables, or single nodes, into the lab's store, in parallel; see
+    `measure`.
     Raises UnmaskError: bad input, found before any computing."""
     check_tables(name for name in wanted if isinstance(name, str))
-    jobs = parallel.check_jobs(jobs, lab.device.type)
+    parallel.check_jobs(jobs)
+    parallel.check_backend(backend, address)
     if parents := missing(lab, wanted):
         lab.store.prepare()
         _ = lab.data  # before there are several processes to read or make it
-        if (said := estimate(lab, parents, jobs)) and processes.rank() == 0:
-            print(f"unmask: {said}", file=sys.stderr, flush=True)
-        parallel.run(plan(lab, parents, jobs), lab, jobs)
+        if backend == "ray":
+            from .cluster import connected
+
+            workers = connected(lab, jobs, address)
+        else:
+            workers = parallel.local(lab, jobs)
+        with workers as found:
+            if (said := estimate(lab, parents, max(1, found.slots))) and processes.rank() == 0:
+                print(f"unmask: {said}", file=sys.stderr, flush=True)
+            parallel.run(plan(lab, parents, found.slots), found)
 
 
 def estimate(lab: Lab, nodes: Iterable[Node], jobs: int, least: int = 200_000) -> str:
@@ -287,45 +308,31 @@ def graph(
     return parents
 
 
-def plan(lab: Lab, parents: dict[Node, list[Node]], jobs: int) -> list[list[parallel.Task]]:
-    """What is to be computed, as tasks in waves: a wave needs nothing but the waves before it.
+def plan(lab: Lab, parents: dict[Node, list[Node]], jobs: int) -> list[parallel.Task]:
+    """What is to be computed, as tasks: one for each part of a table and each level of a chain.
 
-    A chain is one lane, which its own processes go down level by level. Seeds that can be trained
-    side by side share a task, as long as there is a task for every one of `jobs`."""
+    Seeds that can be trained side by side share a task, as long as there is a task for every one of
+    `jobs`."""
     # Bundle: the networks of one kind and rewind step, all seeds and levels, are one lane.
-    lanes = defaultdict(list)
+    lanes, tasks = defaultdict(list), []
     for node in parents:
-        lanes[_lane(node)].append(node)
-
-    # Order: a lane's wave comes after those of all lanes it needs.
-    @functools.cache
-    def wave_of(lane) -> int:
-        needed = {_lane(parent) for node in lanes[lane] for parent in parents[node]} - {lane}
-        return 1 + max((wave_of(other) for other in needed if other in lanes), default=-1)
-
-    waves = [[] for _ in range(1 + max(map(wave_of, lanes)))]
-    for lane in lanes:
-        waves[wave_of(lane)].append(lane)
-
-    # Share out: the trainings of a wave among all processes, a measurement to one.
-    planned = []
-    for wave in waves:
-        trainings, tasks = [lane for lane in wave if not isinstance(lane, Part)], []
-        for lane in wave:
-            if isinstance(lane, Part):
-                tasks.append(_task(lab, parents, TABLES[lane.table].read, [lane.keys], [lane]))
-                continue
-            groups = _training_groups(lab, lanes[lane], jobs / len(trainings))
-            tasks += [_task(lab, parents, train_places, group, group) for group in groups]
-        # The longest first, so that none of them is left alone at the end.
-        planned.append(sorted(tasks, key=lambda task: -task.work))
-    return planned
+        if isinstance(node, Place):
+            lanes[_lane(node)].append(node)
+        else:
+            tasks.append(_task(lab, parents, TABLES[node.table].read, [node.keys], [node]))
+    # Share out: the trainings of lanes that can go on at the same time among all processes.
+    alike = Counter(sort for sort, *_ in lanes)
+    for lane, places in lanes.items():
+        for group in _training_groups(lab, places, jobs / alike[lane[0]]):
+            tasks.append(_task(lab, parents, train_places, group, group))
+    return tasks
 
 
-def _lane(node: Node):
-    if isinstance(node, Part):
-        return node
-    return (node.kind, node.rewind_step) if node.level else "dense"
+def _lane(place: Place) -> tuple:
+    if place.level == 0:
+        return ("dense",)
+    sort = "chain" if place.kind in chains.CHAINS else "control"
+    return sort, place.kind, place.rewind_step
 
 
 def _training_groups(lab: Lab, places: list[Place], parts: float) -> list[Sequence[Place]]:
@@ -333,27 +340,23 @@ def _training_groups(lab: Lab, places: list[Place], parts: float) -> list[Sequen
     places = sorted(places, key=lambda place: (place.level, place.seed))
     if places[0].kind not in chains.CHAINS:
         return shared_out(lab, places, parts)
-    # seeds keep together, for a level needs the one before
+    # of a chain, seeds keep together from level to level
     groups = shared_out(lab, sorted({place.seed for place in places}), parts)
-    return [[place for place in places if place.seed in seeds] for seeds in groups]
+    levels = [list(level) for _, level in groupby(places, key=lambda place: place.level)]
+    split = [[p for p in level if p.seed in seeds] for level in levels for seeds in groups]
+    return [group for group in split if group]
 
 
 def _task(lab: Lab, parents: dict, function: Callable, arguments, nodes: list) -> parallel.Task:
     """One that computes some nodes, which have these parents."""
-    # how many are trained side by side
-    alike = len({node.seed for node in nodes}) if isinstance(nodes[0], Place) else 6
-    outputs = tuple(_output(lab, node, alike) for node in nodes)
-    own = {output.name for output in outputs}
-    needed = tuple(frozenset(entry(lab, p) for p in parents[node]) - own for node in nodes)
-    claimed = tuple(_claim(lab, node) for node in nodes)
-    return parallel.Task(function, tuple(arguments), outputs, needed, claimed)
-
-
-def _claim(lab: Lab, node: Node) -> str:
-    """Of a chain, the name for all of its levels: whoever goes down it goes all the way."""
-    if isinstance(node, Place) and node.kind in chains.CHAINS and node.level > 0:
-        node = node._replace(level=1)
-    return entry(lab, node)
+    if isinstance(nodes[0], Place):
+        networks, memory = len(nodes), 0
+    else:
+        declared = TABLES[nodes[0].table]
+        networks, memory = 6, declared.memory(lab.experiment, *nodes[0].keys)
+    outputs = tuple(_output(lab, node, networks) for node in nodes)
+    needed = tuple(frozenset(entry(lab, parent) for parent in parents[node]) for node in nodes)
+    return parallel.Task(function, tuple(arguments), outputs, needed, networks, memory)
 
 
 def shared_out(lab: Lab, items: Sequence, parts: float) -> list[Sequence]:
@@ -386,20 +389,6 @@ def work(e: Experiment, node: Node) -> tuple[float, float]:
 
 
 def train_places(lab: Lab, *places: Place) -> None:
-    """Train what is at these places, level after level, those of a level side by side.
-
-    A chain ends where its training diverges; those of other seeds go on.
-    Raises Degenerate: at the end, for what diverged."""
-    if places[0].kind not in chains.CHAINS:
-        lab.tickets(places)
-        return
-    lost, said = set(), []
-    for _, level in groupby(places, key=lambda place: place.level):
-        group = [place for place in level if place.seed not in lost]
-        try:
-            lab.tickets(group)
-        except Degenerate as error:
-            lost |= {place.seed for place in group if entry(lab, place) not in lab.store}
-            said.append(str(error))
-    if said:
-        raise Degenerate("; ".join(said))
+    """Train what is at these places, side by side where they can be.
+    Raises Degenerate: for what diverged; the others are in the store."""
+    lab.tickets(places)

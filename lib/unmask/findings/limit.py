@@ -265,7 +265,16 @@ def _products(e: Experiment, seed: int, level: int) -> float:
     return 2 * 4 * e.curvature_samples * (exact if small else estimated)
 
 
-@table(_KEYS, reads=_READS, passes=_products, tensors=True, cases=_limited, needs=_solved)
+def _matrices(e: Experiment, seed: int, level: int) -> float:
+    # of float64: an exact matrix, its eigenvectors, and what is made from the two
+    size = EXACT_UP_TO * (1 - e.prune_fraction) ** level
+    return 4 * 8 * size**2
+
+
+_COSTS = dict(passes=_products, memory=_matrices)
+
+
+@table(_KEYS, reads=_READS, tensors=True, cases=_limited, needs=_solved, **_COSTS)
 def curvature(lab, seed, level) -> dict:
     """Curvature at one solution, which several tables share. All float64:
 
