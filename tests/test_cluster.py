@@ -2,6 +2,7 @@
 node ends it."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -34,6 +35,16 @@ def nodes():
         made.add_node(**NODE)
         yield made
         made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def joined(nodes):
+    """The same, with workers that stay from test to test."""
+    import ray
+
+    ray.init(nodes.address, include_dashboard=False)
+    yield nodes
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +97,7 @@ def test_tables_are_those_of_one_process(e, serial, nodes, store, capfd):
     assert last.startswith(f"unmask: {len(list(tables.graph(e, NAMES)))} of ")
 
 
-def test_a_worker_is_killed_and_its_task_done_again(e, serial, nodes, store):
+def test_a_worker_is_killed_and_its_task_done_again(e, serial, joined, store):
     killed = []
 
     def kill():
@@ -96,21 +107,21 @@ def test_a_worker_is_killed_and_its_task_done_again(e, serial, nodes, store):
         return killed
 
     thread = while_it_runs(store, 4, kill)
-    measure(e, store, nodes)
+    measure(e, store, joined)
     thread.join(10)
     assert killed and contents(store) == serial
 
 
-def test_a_node_goes_and_the_others_do_its_tasks(e, serial, nodes, store):
-    node, before = nodes.add_node(**NODE), {}
+def test_a_node_goes_and_the_others_do_its_tasks(e, serial, joined, store):
+    node, before = joined.add_node(**NODE), {}
 
     def remove():
         before.update({path: path.stat() for path in store.root.rglob("*.json")})
-        nodes.remove_node(node, allow_graceful=False)
+        joined.remove_node(node, allow_graceful=False)
         return True
 
     thread = while_it_runs(store, 4, remove)
-    measure(e, store, nodes)
+    measure(e, store, joined)
     thread.join(10)
     assert before and contents(store) == serial
     # what had been finished was not done again
@@ -119,7 +130,7 @@ def test_a_node_goes_and_the_others_do_its_tasks(e, serial, nodes, store):
     }
 
 
-def test_what_kills_every_worker_is_said_and_the_rest_goes_on(nodes, store, monkeypatch):
+def test_what_kills_every_worker_is_said_and_the_rest_goes_on(joined, store, monkeypatch):
     def done(lab, name):
         if name == "deadly":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -139,7 +150,7 @@ def test_what_kills_every_worker_is_said_and_the_rest_goes_on(nodes, store, monk
     )
     with (
         pytest.raises(UnmaskError, match=said),
-        cluster.connected(lab, None, nodes.address) as workers,
+        cluster.connected(lab, None, joined.address) as workers,
     ):
         assert workers.slots == 2 and workers.where == " on 2 nodes" and workers.room() == 4
         parallel.run(tasks, workers)
@@ -147,12 +158,14 @@ def test_what_kills_every_worker_is_said_and_the_rest_goes_on(nodes, store, monk
     assert "heir.safetensors" not in store
 
 
-def test_a_node_that_does_not_see_the_store_ends_it(nodes, store):
-    lab = Lab(experiment("smoke"), store)  # whose folder nobody has made
+def test_a_node_that_does_not_see_the_store_ends_it(joined, store):
+    lab = Lab(experiment("smoke"), store)
+    _ = lab.data
+    shutil.rmtree(store.root)  # as if it were on this machine alone
     task = Task(print, ("x",), (Output("x.csv", "x", 1),), (frozenset(),))
     with (
         pytest.raises(UnmaskError, match=f"^[^ ]+ does not see {store.root}, which all have to$"),
-        cluster.connected(lab, None, nodes.address) as workers,
+        cluster.connected(lab, None, joined.address) as workers,
     ):
         parallel.run([task], workers)
 

@@ -13,6 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from unmask.experiments import PRESETS
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -101,6 +103,56 @@ def test_workflows_run_what_a_reader_runs():
 def test_ci_runs_make_test_and_nothing_after_it():
     assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "make test"
     assert (ROOT / ".ci/run").stat().st_mode & 0o100
+
+
+# How it is run on a cluster
+
+
+def options_of(command):
+    """Those that a command of a script takes."""
+    status, said = python("-m", *command, "--help")
+    assert status == 0, said
+    return set(re.findall(r"--[a-z-]+", said))
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "slurm_array.sh"])
+def test_scripts_for_slurm_are_shell_and_their_commands_take_their_options(name):
+    script = ROOT / "deploy" / name
+    assert script.stat().st_mode & 0o100
+    subprocess.run(["bash", "-n", script], check=True)
+    lines = script.read_text().replace("\\\n", " ").splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    directives = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
+    # Slurm reads none after the first command
+    assert max(directives) < lines.index("set -euo pipefail")
+    for line in (line for line in lines if not line.startswith("#")):
+        for command in ("ray start", "ray health-check", "unmask run"):
+            if command in line:
+                module = ["unmask"] if command.startswith("unmask") else ["ray.scripts.scripts"]
+                used = re.findall(r"--[a-z-]+", line.partition(command)[2])
+                known = options_of(module + command.split()[1:])
+                assert set(used) <= known, (command, used)
+
+
+def test_the_manifest_for_kubernetes_is_a_ray_job_whose_pods_all_see_the_store():
+    job = yaml.safe_load((ROOT / "deploy/kuberay.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]["rayClusterSpec"]
+    pinned = dict(line.split("==") for line in constraints() if ";" not in line)
+    assert spec["rayVersion"] == pinned["ray"]
+    _, command, preset, *options = job["spec"]["entrypoint"].split()
+    assert command == "run" and preset in PRESETS and options == ["--backend", "ray"]
+    (workers,) = spec["workerGroupSpecs"]
+    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    for group in (spec["headGroupSpec"], workers):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        variables = {each["name"]: each["value"] for each in container["env"]}
+        (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+        assert variables["UNMASK_STORE"] == mount["mountPath"]
+        assert mount["name"] == volume["name"] and volume["persistentVolumeClaim"]["claimName"]
+        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
 # What is written

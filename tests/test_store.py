@@ -74,29 +74,6 @@ def test_tables_come_back_to_the_bit(store):
         pd.testing.assert_frame_equal(store.table("t", lambda: table), table, check_exact=True)
 
 
-@pytest.mark.parametrize(
-    "harm, said",
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "stored were"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "content was altered"),
-        (lambda path: path.unlink(), ".csv file missing"),
-        (lambda path: path.with_name(path.name + ".json").write_text("{"), ".json cannot be read"),
-        (lambda path: path.with_name(path.name + ".json").write_text("{}"), "no bytes"),
-        (lambda path: path.with_name(path.name + ".json").write_text("[]"), "not a record"),
-    ],
-)
-def test_a_damaged_entry_is_reported_and_computed_again(store, harm, said, capsys, monkeypatch):
-    calls, table = [], pd.DataFrame({"x": [1, 2]})
-    store.table("t", compute_counted(calls, table))
-    harm(store.root / "t.csv")
-    assert said in store.damage("t.csv")
-    monkeypatch.setenv("UNMASK_STORE", str(store.root))
-    assert main(["store", "verify"]) == 1 and "damaged  t.csv" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(store.table("t", compute_counted(calls, table)), table)
-    assert len(calls) == 2 and "computing it again" in capsys.readouterr().err
-    assert store.damage("t.csv") is None and main(["store", "verify"]) == 0
-
-
 def test_data_without_its_checksum_counts_as_absent(store):
     store.prepare()
     (store.root / "t.csv").write_text("x\n7\n")
@@ -137,84 +114,6 @@ def test_listing_names_every_entry_with_its_provenance(store, monkeypatch, capsy
     assert {"sha256", "bytes", "seconds", "date", "torch", "python"} <= set(about)
     monkeypatch.setenv("UNMASK_STORE", str(store.root))
     assert main(["store", "ls"]) == 0 and "a.csv" in capsys.readouterr().out
-
-
-def swap(store, one, other):
-    """An entry and its record with another's."""
-    for ending in ("", ".json"):
-        a, b, aside = (store.root / (name + ending) for name in (one, other, "aside"))
-        a.rename(aside)
-        b.rename(a)
-        aside.rename(b)
-
-
-def test_an_entry_that_is_another_s_is_noticed(store, capsys):
-    for name, value in (("a", 1), ("b", 2)):
-        store.table(name, lambda: pd.DataFrame({"x": [value]}))  # noqa: B023
-    swap(store, "a.csv", "b.csv")
-    assert store.damage("a.csv") == "it is that of b.csv"
-    assert store.table("a", lambda: pd.DataFrame({"x": [1]})).x.tolist() == [1]
-    assert "a.csv is damaged (it is that of b.csv); computing it again" in capsys.readouterr().err
-
-
-def nested(path):
-    path.with_name(path.name + ".json").write_text("[" * 100_000)
-
-
-def folder(path):
-    path.unlink()
-    path.mkdir()
-    (path / "notes").write_text("of somebody")
-
-
-def folder_for_record(path):
-    folder(path.with_name(path.name + ".json"))
-
-
-def no_number(path):
-    record = path.with_name(path.name + ".json")
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": "long"}))
-
-
-def large(path):
-    os.truncate(path, 10**11)  # a sparse file
-
-
-def pipe(path):
-    path.unlink()
-    os.mkfifo(path)
-
-
-def device(path):
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-@pytest.mark.parametrize(
-    "harm, said",
-    [
-        (nested, "its .json cannot be read"),
-        (folder, "not a file"),
-        (folder_for_record, "not a file"),
-        (no_number, "not a record: no seconds"),
-        (large, "100000000000 bytes, stored were"),
-        (pipe, "not a file"),
-        (device, "not a file"),
-    ],
-)
-def test_nothing_that_stands_in_an_entry_s_place_stops_the_repair(
-    store, harm, said, monkeypatch, capsys
-):
-    store.table("t", lambda: pd.DataFrame({"x": [1]}))
-    harm(store.root / "t.csv")
-    assert said in store.damage("t.csv")
-    monkeypatch.setenv("UNMASK_STORE", str(store.root))
-    assert main(["store", "ls"]) == 1 and "damaged  t.csv" in capsys.readouterr().out
-    for _ in range(2):
-        assert store.table("t", lambda: pd.DataFrame({"x": [1]})).x.tolist() == [1]
-    assert capsys.readouterr().err.count("computing it again") == 1
-    kept = list(store.root.rglob("notes"))  # what somebody put there is moved aside, not removed
-    assert [path.parent.name.partition(".damaged-")[1] for path in kept] in ([], [".damaged-"])
 
 
 def record_of(store, name, data):

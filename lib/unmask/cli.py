@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help="compute everything the notebooks need")
     command.set_defaults(command=_run)
     _takes_experiment(command)
-    said = "processes to use (default: one for each core, or one on a GPU)"
+    said = "processes to use (default: one for each core, or one on a GPU; all of a cluster)"
     command.add_argument("--jobs", type=int, metavar="N", help=said)
     said = "where: processes of this machine, or a Ray cluster (default: local)"
     command.add_argument("--backend", default="local", metavar="local|ray", help=said)

@@ -223,8 +223,8 @@ def _do(task: Task, lab: Lab) -> Outcome:
             if not isinstance(error, Degenerate):
                 traceback.print_exc()
                 said = f"{type(error).__name__}: {said}"
-            label = next(o.label for o in mine.outputs if o.name not in lab.store)
-            failure = f"{said} (in: {label})"
+            labels = [o.label for o in mine.outputs if o.name not in lab.store]
+            failure = f"{said} (in: {(labels or [mine.outputs[0].label])[0]})"
         put = frozenset(name for name in ours if name in lab.store)
     return Outcome(put, frozenset(names) - ours, time.perf_counter() - began, failure)
 

@@ -163,7 +163,9 @@ class Store:
             raise ValueError("its .json cannot be read") from error
         kinds = {"bytes": int, "seconds": (int, float), "sha256": str, "date": str}
         known = about if isinstance(about, dict) else {}
-        if odd := [key for key, kind in kinds.items() if not isinstance(known.get(key), kind)]:
+        odd = [key for key, kind in kinds.items() if not isinstance(known.get(key), kind)]
+        odd = odd or [key for key in ("bytes", "seconds") if not 0 <= known[key] < 1e15]
+        if odd:
             raise ValueError(f"its .json is not a record: no {odd[0]}")
         return about
 
