@@ -75,6 +75,7 @@ def test_killed_at_twenty_moments_it_ends_as_if_nothing_had_been(tmp_path):
     assert run(whole.root, None, 0, counted) == 0
     calls, draws, finished = counted.get(), random.Random(16), {}
     e = experiment("smoke", **CHANGES)
+    tables.load_findings()
     nodes = [tables.entry(Lab(e, store), node) for node in tables.graph(e, NAMES)]
 
     def goes_on(*moment):

@@ -84,9 +84,9 @@ class Cluster(parallel.Workers):
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
-            label = task.outputs[0].label
             said = f"{type(error).__name__} after {RETRIES} retries"
-            return Outcome(failure=f"its worker was lost: {said} (in: {label})")
+            said = f"its worker was lost: {said} (in: {task.outputs[0].label})"
+            return Outcome(failure=UnmaskError(said))
 
     def needed(self, together: int, more: float = 0) -> float:
         """Bytes: the data; of each network that is trained side by side, weights, gradients,

@@ -86,7 +86,7 @@ class Outcome(NamedTuple):
     put: frozenset[str] = frozenset()
     busy: frozenset[str] = frozenset()
     seconds: float = 0.0
-    failure: str | None = None
+    failure: UnmaskError | None = None
 
 
 class Workers:
@@ -219,12 +219,13 @@ def _do(task: Task, lab: Lab) -> Outcome:
         except Exception as error:
             if isinstance(error, UnmaskError) and not isinstance(error, Degenerate):
                 raise  # bad input, or a store that cannot be written: all others would fail as well
-            said = str(error)
-            if not isinstance(error, Degenerate):
-                traceback.print_exc()
-                said = f"{type(error).__name__}: {said}"
             labels = [o.label for o in mine.outputs if o.name not in lab.store]
-            failure = f"{said} (in: {(labels or [mine.outputs[0].label])[0]})"
+            where = f"(in: {(labels or [mine.outputs[0].label])[0]})"
+            if isinstance(error, Degenerate):
+                failure = Degenerate(f"{error} {where}")
+            else:
+                traceback.print_exc()
+                failure = UnmaskError(f"{type(error).__name__}: {error} {where}")
         put = frozenset(name for name in ours if name in lab.store)
     return Outcome(put, frozenset(names) - ours, time.perf_counter() - began, failure)
 
@@ -243,7 +244,8 @@ def run(tasks: Sequence[Task], found: Workers) -> None:
 
     Several runs on one store share the work: what another is at comes last, and is looked at again
     until it is there. What fails is said at the end; what does not need it goes on.
-    Raises UnmaskError: what tasks raised; or a worker was killed."""
+    Raises Degenerate: that is all that went wrong. Raises UnmaskError: something else did, or a
+    worker was killed."""
     needed, missing = parents(tasks), {o.name for task in tasks for o in task.outputs}
     order, ready, busy, failed = TopologicalSorter(needed), [], [], []
     order.prepare()
@@ -283,10 +285,11 @@ def run(tasks: Sequence[Task], found: Workers) -> None:
             rest = shown.end(index, outcome)
             busy.append(index) if rest.args else release(index)
     if failed:
-        said = "; ".join(failed)
+        said = "; ".join(map(str, failed))
         if shown.untried:
             said += f"; {shown.untried} networks or parts of tables need them, not tried"
-        raise UnmaskError(f"{said}; what is independent of them is in the store")
+        kind = Degenerate if all(isinstance(e, Degenerate) for e in failed) else UnmaskError
+        raise kind(f"{said}; what is independent of them is in the store")
 
 
 def parents(tasks: Sequence[Task]) -> dict[int, set[int]]:
