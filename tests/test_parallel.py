@@ -40,24 +40,20 @@ class Simulated(parallel.Workers):
         self.slots, self.now = slots, 0.0
 
     def progress(self, tasks):
-        return Progress(tasks, parallel.parents(tasks), self, clock=lambda: self.now)
+        return Progress(tasks, self, clock=lambda: self.now)
 
     def replay(self, shown):
         """Do all tasks in the order of a run; after each, the time."""
-        missing = {output.name for task in shown.tasks for output in task.outputs}
         waiting = sorted(range(len(shown.tasks)), key=lambda i: -shown.longest[i])
         while waiting or shown.running:
             for index in waiting.copy():
                 if len(shown.running) == self.slots:
                     break
-                if shown.tasks[index].possible(missing).args:
-                    shown.start(index, missing)
+                if shown.start(index).args:
                     waiting.remove(index)
-            ends = {i: began + shown.tasks[i].work for i, began in shown.running.items()}
+            ends = {i: began + task.work for i, (began, task) in shown.running.items()}
             index = min(ends, key=ends.get)
-            names = frozenset(output.name for output in shown.tasks[index].outputs)
-            missing -= names
-            self.now = ends[index]
+            self.now, names = ends[index], frozenset(o.name for o in shown.tasks[index].outputs)
             shown.end(index, Outcome(names, seconds=shown.tasks[index].work))
             yield self.now
 
@@ -66,24 +62,25 @@ def test_progress_counts_what_is_done_and_names_what_is_at_work(capsys):
     tasks = [task("a", 1), task("b", 2, 2), task("c", 4), task("d", 1, needs=["b1.csv"])]
     simulated = Simulated(2)
     shown = simulated.progress(tasks)
-    missing = {"a0.csv", "b0.csv", "b1.csv", "c0.csv", "d0.csv"}
-    shown.start(0, missing)
-    shown.start(1, missing)
+    shown.start(0)
+    shown.start(1)
     assert shown.line() == (
         "unmask: 0 of 5 done in 00:00, 3 running, 2 waiting, about ? left; now a, part 0; b, part 0"
     )
     simulated.now = 2.0
-    assert not shown.end(0, Outcome(frozenset(["a0.csv"]), seconds=2.0)).args
+    shown.end(0, Outcome(frozenset(["a0.csv"]), seconds=2.0))
     # two seconds for a unit of work: of b 3 units are left, beside c's 4 and d's 1
     line = "unmask: 1 of 5 done in 00:02, 2 running, 2 waiting, about 00:08 left; now b, part 0"
     assert shown.line() == line
     # of what was done together, another run is at one and the other fails
-    rest = shown.end(1, Outcome(busy=frozenset(["b1.csv"]), seconds=1.0, failure="no"))
-    assert rest.args == ("b1.csv",)
+    shown.end(1, Outcome(busy=frozenset(["b1.csv"]), seconds=1.0, failure=UnmaskError("no")))
     assert ", 3 waiting, 1 failed, about " in shown.line()
-    # what needs something that will not be there is not tried
-    assert not shown.start(3, {"b1.csv"}).args and ", 2 waiting, 2 failed, " in shown.line()
-    with Progress([], {}, simulated):  # the last line is written however soon all is done
+    # what needs the one comes later, what needs the other is not tried
+    assert not shown.start(3).args and ", 3 waiting, 1 failed, " in shown.line()
+    assert shown.start(1).args == ("b1.csv",)
+    shown.end(1, Outcome(failure=UnmaskError("no")))
+    assert not shown.start(3).args and ", 1 waiting, 3 failed, " in shown.line()
+    with Progress([], simulated):  # the last line is written however soon all is done
         pass
     assert capsys.readouterr().err == "unmask: 0 of 0 done in 00:00\n"
 

@@ -67,10 +67,6 @@ class Task(NamedTuple):
     def work(self) -> float:
         return sum(output.work for output in self.outputs)
 
-    def possible(self, missing: set[str]) -> Task:
-        """What of it can be done while these names are not there."""
-        return self.only(missing.isdisjoint(needed) for needed in self.needed)
-
     def only(self, wanted: Iterable[bool]) -> Task:
         """A part of it."""
         each = zip(self.args, self.outputs, self.needed)
@@ -242,54 +238,59 @@ def run(tasks: Sequence[Task], found: Workers) -> None:
     """Do all tasks, each as soon as what it needs is there; first those after which the most work
     has to be done one after the other.
 
-    Several runs on one store share the work: what another is at comes last, and is looked at again
-    until it is there. What fails is said at the end; what does not need it goes on.
+    Several runs on one store share the work: what another is at, and what needs it, comes last, and
+    is tried again until it is there. What fails is said at the end; what does not need it goes on.
     Raises Degenerate: that is all that went wrong. Raises UnmaskError: something else did, or a
     worker was killed."""
-    needed, missing = parents(tasks), {o.name for task in tasks for o in task.outputs}
-    order, ready, busy, failed = TopologicalSorter(needed), [], [], []
-    order.prepare()
-    ended = queue.SimpleQueue()  # tasks that have been done, with their futures
-
-    def release(index: int | None = None) -> None:
-        """One is done with; what waited for it and nothing else is ready."""
-        if index is not None:
-            order.done(index)
-        for each in order.get_ready():
-            heapq.heappush(ready, (-shown.longest[each], each))
-
-    with Progress(tasks, needed, found) as shown:
-        release()
-        while order.is_active():
-            # Start what can be started.
-            while ready and len(shown.running) < found.room():
-                index = heapq.heappop(ready)[1]
-                task = shown.start(index, missing)
-                if task.args:
-                    future = found.submit(task)
-                    future.add_done_callback(lambda future, index=index: ended.put((index, future)))
-                else:
-                    release(index)
-            # Wait for the next to end.
-            try:
-                index, future = ended.get(timeout=1 if shown.running or ready or busy else 0)
-            except queue.Empty:
-                for index in busy:  # time to look again
-                    heapq.heappush(ready, (-shown.longest[index], index))
-                busy.clear()
-                continue
-            # See what came of it.
-            outcome = found.outcome(future, shown.tasks[index])
-            missing -= outcome.put
-            failed += [outcome.failure] if outcome.failure else []
-            rest = shown.end(index, outcome)
-            busy.append(index) if rest.args else release(index)
+    failed = []
+    with Progress(tasks, found) as shown:
+        while shown.open:
+            before = len(shown.open)
+            failed += _walk(shown, found)
+            if len(shown.open) == before:  # all of it is another run's
+                time.sleep(1)
     if failed:
         said = "; ".join(map(str, failed))
         if shown.untried:
             said += f"; {shown.untried} networks or parts of tables need them, not tried"
         kind = Degenerate if all(isinstance(e, Degenerate) for e in failed) else UnmaskError
         raise kind(f"{said}; what is independent of them is in the store")
+
+
+def _walk(shown: Progress, found: Workers) -> list[UnmaskError]:
+    """Once through the graph of tasks, for what can be done of each; what went wrong."""
+    order, ready, failed = TopologicalSorter(shown.parents), [], []
+    order.prepare()
+    ended = queue.SimpleQueue()  # tasks that have been done, with their futures
+
+    def release(*done: int) -> None:
+        """These are done with; what waited for them and nothing else is ready."""
+        order.done(*done)
+        for index in order.get_ready():
+            heapq.heappush(ready, (-shown.longest[index], index))
+
+    release()
+    while order.is_active():
+        # Start what can be started.
+        while ready and len(shown.running) < found.room():
+            index = heapq.heappop(ready)[1]
+            task = shown.start(index)
+            if task.args:
+                future = found.submit(task)
+                future.add_done_callback(lambda future, index=index: ended.put((index, future)))
+            else:
+                release(index)
+        # Wait for the next to end, or for a node to come.
+        try:
+            index, future = ended.get(timeout=1 if shown.running or ready else 0)
+        except queue.Empty:
+            continue
+        # See what came of it.
+        outcome = found.outcome(future, shown.running[index][1])
+        failed += [outcome.failure] if outcome.failure else []
+        shown.end(index, outcome)
+        release(index)
+    return failed
 
 
 def parents(tasks: Sequence[Task]) -> dict[int, set[int]]:
@@ -308,23 +309,23 @@ class Progress:
     def __init__(
         self,
         tasks: Sequence[Task],
-        parents: dict[int, set[int]],
         found: Workers,
         interval: float = 15,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.tasks, self.workers, self.interval = list(tasks), found, interval
-        self.total = sum(len(task.outputs) for task in tasks)
+        self.tasks, self.workers, self.interval = tasks, found, interval
+        # names of outputs that are yet to come, and of those that will not
+        self.open, self.lost = {o.name for task in tasks for o in task.outputs}, set()
+        self.total, self.done, self.untried = len(self.open), 0, 0
         self.all_work = sum(task.work for task in tasks)
-        self.done = self.failed = self.untried = 0  # outputs
         self.done_work = self.done_seconds = 0.0
-        self.running: dict[int, float] = {}  # since when
+        self.running: dict[int, tuple[float, Task]] = {}  # since when, and what of it
         # of each task, the work that has to be done from its start on, one after the other
-        self.longest = [task.work for task in tasks]
+        self.parents, self.longest = parents(tasks), [task.work for task in tasks]
         after = [0.0] * len(tasks)
-        for index in reversed(list(TopologicalSorter(parents).static_order())):
+        for index in reversed(list(TopologicalSorter(self.parents).static_order())):
             self.longest[index] += after[index]
-            for parent in parents[index]:
+            for parent in self.parents[index]:
                 after[parent] = max(after[parent], self.longest[index])
         self.clock, self.began = clock, clock()
         self.ended = threading.Event()
@@ -340,27 +341,30 @@ class Progress:
         if processes.rank() == 0:
             self.thread.join()
 
-    def start(self, index: int, missing: set[str]) -> Task:
-        """Of a task, what is possible, which starts now."""
-        task = self.tasks[index].possible(missing)
-        self.untried += len(self.tasks[index].args) - len(task.args)
-        self.tasks[index] = task
+    def start(self, index: int) -> Task:
+        """Of a task, what can be done now, which starts."""
+        left = self.tasks[index].only(o.name in self.open for o in self.tasks[index].outputs)
+        futile = left.only(not self.lost.isdisjoint(needed) for needed in left.needed)
+        self.untried += len(futile.args)
+        self._lose(output.name for output in futile.outputs)
+        possible = (self.open.isdisjoint(n) and self.lost.isdisjoint(n) for n in left.needed)
+        task = left.only(possible)
         if task.args:
-            self.running[index] = self.clock()
+            self.running[index] = self.clock(), task
         return task
 
-    def end(self, index: int, outcome: Outcome) -> Task:
-        """What is left of a task, for another time."""
-        del self.running[index]
-        task = self.tasks[index]
-        ended = task.only(output.name not in outcome.busy for output in task.outputs)
-        rest = task.only(output.name in outcome.busy for output in task.outputs)
-        self.tasks[index] = rest
+    def end(self, index: int, outcome: Outcome) -> None:
+        """What was started of a task has been done, but for what another run is at."""
+        _, task = self.running.pop(index)
         self.done += len(outcome.put)
-        self.failed += len(ended.args) - len(outcome.put)
-        self.done_work += ended.work
+        self.open -= outcome.put
+        self._lose({output.name for output in task.outputs} - outcome.put - outcome.busy)
+        self.done_work += sum(o.work for o in task.outputs if o.name not in outcome.busy)
         self.done_seconds += outcome.seconds
-        return rest
+
+    def _lose(self, names: Iterable[str]) -> None:
+        self.lost.update(names)
+        self.open -= self.lost
 
     def _watch(self):
         from tqdm import tqdm
@@ -391,9 +395,8 @@ class Progress:
     def _rest(self) -> str:
         from tqdm import tqdm
 
-        lost, running = self.failed + self.untried, self.running.copy()
-        at_work = [self.tasks[index] for index in running][: self.workers.slots]
-        count = sum(len(task.args) for task in at_work)
+        at_work = [task for _, task in self.running.copy().values()][: self.workers.slots]
+        count, lost = sum(len(task.args) for task in at_work), len(self.lost)
         waiting = self.total - self.done - lost - count
         seconds = self.seconds_left()
         left = "?" if seconds is None else tqdm.format_interval(seconds)
@@ -401,7 +404,7 @@ class Progress:
         said += [f"{waiting} waiting"] if waiting else []
         said += [f"{lost} failed"] if lost else []
         said += [f"about {left} left"] if count or waiting else []
-        labels = "; ".join(task.outputs[0].label for task in at_work[:4] if task.outputs)
+        labels = "; ".join(task.outputs[0].label for task in at_work[:4])
         return ", ".join(said) + (f"; now {labels}" if labels else "")
 
     def seconds_left(self) -> float | None:
@@ -410,9 +413,11 @@ class Progress:
         if self.done_work < 0.02 * self.all_work or not self.done_seconds:
             return None  # start-up would count for too much
         rate, passed = self.done_work / self.done_seconds, dict.fromkeys(range(len(self.tasks)), 0)
-        for index, since in list(self.running.items())[: self.workers.slots]:
-            passed[index] = min(self.clock() - since, self.tasks[index].work / rate)
-        left = [(task.work, index) for index, task in enumerate(self.tasks) if task.args]
-        shared = sum(work / rate - passed[index] for work, index in left)
-        alone = max((self.longest[index] / rate - passed[index] for _, index in left), default=0)
+        for index, (since, task) in list(self.running.items())[: self.workers.slots]:
+            passed[index] = min(self.clock() - since, task.work / rate)
+        names, each = self.open.copy(), enumerate(self.tasks)
+        left = {i: sum(o.work for o in task.outputs if o.name in names) for i, task in each}
+        left = {index: work for index, work in left.items() if work}
+        shared = sum(work / rate - passed[index] for index, work in left.items())
+        alone = max((self.longest[index] / rate - passed[index] for index in left), default=0)
         return max(shared / max(1, self.workers.slots), alone)
