@@ -27,7 +27,7 @@ from unmask.parallel import Output, Task
 from unmask.results import FOLDER
 from unmask.store import Store, commit, processor
 
-CHAINS, LENGTH = 100, 100  # of empty tasks
+LENGTH = 100  # of a chain of empty tasks
 WORK = dict(steps=3000, seeds=4)  # of `smoke`, to compare one worker with two
 BACKENDS = {"one process": 1, "two processes": 2, "Ray, one worker": 1, "Ray, two workers": 2}
 
@@ -36,16 +36,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="|".join(PARTS))
     parser.add_argument("--output", type=Path, default=FOLDER / "scaling.json")
+    said = "of a hundred empty tasks each (default: 100)"
+    parser.add_argument("--chains", type=int, default=100, metavar="N", help=said)
+    said = "one of the ways to run, in place of all"
+    parser.add_argument("--only", action="append", choices=BACKENDS, help=said)
     options = parser.parse_args()
     result = json.loads(options.output.read_text()) if options.output.exists() else {}
     about = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "processor": processor()}
     for part in options.parts:
         rows = {}
-        for name in BACKENDS:
+        for name in options.only or BACKENDS:
             # each in a process of its own, whose memory is its own as well
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=context) as alone:
-                rows[name] = alone.submit(PARTS[part], name).result()
+                rows[name] = alone.submit(PARTS[part], name, options.chains).result()
             print(f"{part}, {name}:", *(f"{k} {v:,.4g}" for k, v in rows[name].items()), sep="  ")
         result[part] = about | {"cores": os.cpu_count(), "rows": rows}
         options.output.write_text(json.dumps(result, indent=1) + "\n")
@@ -71,31 +75,31 @@ def touch(lab, name):
     (lab.store.root / f"{name}.json").touch()
 
 
-def empty_tasks(chains, length):
+def empty_tasks(chains):
     for chain in range(chains):
-        for i in range(length):
+        for i in range(LENGTH):
             name, needed = f"{chain}-{i}", frozenset([f"{chain}-{i - 1}"] if i else [])
             yield Task(touch, (name,), (Output(name, name, 1),), (needed,))
 
 
-def tasks(name):
-    """Ten thousand empty tasks: time, and memory of the process that hands them out."""
+def tasks(name, chains):
+    """Empty tasks: time, and memory of the process that hands them out."""
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(experiment("smoke"), Store(folder))
         _ = lab.data
         with workers(name, lab) as found:
-            parallel.run(list(empty_tasks(4, 4)), found)  # workers have imported everything
+            parallel.run(list(empty_tasks(1)), found)  # workers have imported everything
             for path in Path(folder).glob("*.json"):
                 path.unlink()
             before, began = memory(), time.perf_counter()
-            parallel.run(list(empty_tasks(CHAINS, LENGTH)), found)
+            parallel.run(list(empty_tasks(chains)), found)
             seconds = time.perf_counter() - began
-    count = CHAINS * LENGTH
+    count = chains * LENGTH
     row = {"tasks": count, "seconds": seconds, "tasks a second": count / seconds}
     return row | {"ms a task": 1000 * seconds / count, "MB more": memory() - before}
 
 
-def efficiency(name):
+def efficiency(name, _):
     """Seconds for the same trainings and measurements, from an empty store."""
     taken = []
     for changes in ({}, WORK):  # first a short one: workers have imported everything
