@@ -425,7 +425,7 @@ class Diagnosis:
         amount = max(max(amounts), sum(amounts) / self.jobs)
         needed = amount * self._pace() if left else 0
         if needed >= left:
-            takes = f"what comes next takes about {needed / 60:.1f}, " * (left > 0)
+            takes = f"what comes next takes {needed / 60:.1f} minutes, and " * (left > 0)
             raise _Spent(f"Left out: {takes}{left / 60:.1f} of {self.minutes:g} minutes are left.")
         began = time.monotonic()
         tables.compute(self.lab, parts, self.jobs)
