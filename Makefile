@@ -1,11 +1,15 @@
-# make book     compute everything, build the book; with FROM=published, compute nothing: the book
-#               of the published tables alone
+# make book     compute everything, build the book; with PRESET=smoke, numbers that mean nothing in
+#               two minutes; with FROM=published, compute nothing: the published tables alone
 # make test     style and imports, unit tests, then every notebook, then the built book
 # make publish  make book, then refresh the pages and the figure that are made from tables
 # make bench    how fast it is, beside the textbook loop and what the machine can do
 # make clean    remove what was built (not what was computed, nor .venv)
+# make help     this list
 
-PYTHON ?= python3
+# python3, or else the newest that fits
+FITS = -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+    $$p $(FITS) && echo $$p && break; done)
 BIN = .venv/bin
 # Written last, so that a half-made .venv is never taken for a finished one.
 INSTALLED = .venv/.installed
@@ -14,10 +18,10 @@ INSTALLED = .venv/.installed
 export OMP_NUM_THREADS = 1
 PYTEST = $(BIN)/pytest -q -n auto --maxprocesses 4
 
-.PHONY: book test publish bench clean
+.PHONY: book test publish bench clean help
 
 book: $(INSTALLED)
-	$(BIN)/python book/build.py $(if $(FROM),--from $(FROM))
+	$(BIN)/python book/build.py $(if $(FROM),--from $(FROM)) $(if $(PRESET),--preset $(PRESET))
 
 publish: $(INSTALLED)
 	$(BIN)/python book/build.py --publish
@@ -40,8 +44,11 @@ bench: $(INSTALLED)
 clean:
 	rm -rf build
 
+help:
+	@sed -n '/^#/!q; s/^# //p' Makefile
+
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	@test "$(PYTHON)" && $(PYTHON) $(FITS) \
 	    || { echo "unmask: Python 3.10 to 3.13 is needed; name one with 'make PYTHON=python3.12 ...'"; exit 1; } >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	    || { echo "unmask: $(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; } >&2

@@ -7,7 +7,6 @@ README its figure.
 """
 
 import argparse
-import base64
 import copy
 import os
 import re
@@ -31,7 +30,7 @@ PRESET = "miniature_short"  # what the notebooks compute, unless told otherwise
 INDEX = Path("build/_build/html/index.html")
 BIN = Path(sys.executable).parent
 IMAGES = Path("book/images")
-README_FIGURE = IMAGES / "02_linear_connectivity.png"
+README_FIGURE = IMAGES / "02_linear_connectivity.svg"
 
 
 def main():
@@ -40,17 +39,19 @@ def main():
     parser.add_argument("--publish", action="store_true", help=said)
     said = "published: compute nothing, show the published tables alone"
     parser.add_argument("--from", dest="source", choices=("store", "published"), help=said)
+    parser.add_argument("--preset", default=PRESET, help="compute this (default: %(default)s)")
     options = parser.parse_args()
     publish, compute = options.publish, options.source != "published"
+    asked = ("preset", options.preset) if compute else ("compute", "False")
     os.chdir(ROOT)
 
-    times = {"compute": timed(run, "unmask", "run", PRESET) if compute else 0.0}
+    times = {"compute": timed(run, "unmask", "run", options.preset) if compute else 0.0}
     if publish:
         for preset, about in PUBLISHED.items():
             nbformat.write(compose(preset), f"notebooks/{about['page']}.ipynb")
     stage()
     notebooks = [page for page in toc_files() if page.suffix == ".ipynb"]
-    times["notebooks"] = timed(execute, notebooks, compute)
+    times["notebooks"] = timed(execute, notebooks, asked)
     quietly = "--path-output", "build", "-W", "--keep-going", "-q"
     times["pages"] = timed(run, "jupyter-book", "build", SOURCE, *quietly)
     if publish:
@@ -108,17 +109,48 @@ def run(command, *arguments):
         sys.exit(f"book/build.py: failed with exit status {code}: {command} {' '.join(arguments)}")
 
 
-def execute(notebooks, compute):
-    """Execute them side by side: their tables are in the store, or published."""
+def execute(notebooks, asked):
+    """Execute them side by side, with the parameter `asked` where they may compute: their tables
+    are in the store, or published."""
     calls = []
     for page in notebooks:
         takes = "compute" in papermill.inspect_notebook(page)
-        options = ("-p", "compute", "False") if takes and not compute else ()
+        options = ("-p", *asked) if takes else ()
         calls.append(("unmask", "execute", page, "--output", SOURCE / page, *options))
     with ThreadPoolExecutor(min(4, joblib.cpu_count())) as pool:
         list(pool.map(lambda call: run(*call), calls))
     for page in notebooks:
+        fold(page)
         save_main_figure(page)
+
+
+def fold(page):
+    """How code stands on the page: a cell that shows nothing is one with the cell it leads to, and
+    the bar of folded code names what it calls."""
+    notebook, cells = nbformat.read(SOURCE / page, 4), []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            while cells and is_silent(cells[-1]):
+                before = cells.pop()
+                cell.source = f"{before.source}\n\n{cell.source}"
+                cell.outputs = before.outputs + cell.outputs
+            if calls := re.findall(r"^(?:\w+ = )?(\w+\.[\w.]+)\(", cell.source, re.M):
+                about = cell.metadata.setdefault("mystnb", {})
+                folded = (
+                    "Table and code" if "hide-cell" in cell.metadata.get("tags", []) else "Code"
+                )
+                about["code_prompt_show"] = about["code_prompt_hide"] = f"{folded}: {calls[-1]}"
+        cells.append(cell)
+    notebook.cells = cells
+    nbformat.write(notebook, SOURCE / page)
+
+
+def is_silent(cell):
+    """Does the page have code, but nothing that it shows? Glued numbers are for the prose."""
+    if cell.cell_type != "code" or "remove-cell" in cell.metadata.get("tags", []):
+        return False
+    kinds = [kind for output in cell.outputs for kind in output.get("data", {})]
+    return all(kind.startswith("application/papermill.record/") for kind in kinds)
 
 
 def timed(function, *arguments):
@@ -149,11 +181,14 @@ def toc_files():
 
 
 def save_main_figure(page):
-    """The introduction shows the figure of each finding, that of the cell tagged `main-figure`."""
+    """The introduction shows the figure of each page, that of the cell tagged `main-figure`."""
     for cell in nbformat.read(SOURCE / page, 4).cells:
         if "main-figure" in cell.metadata.get("tags", []):
-            (png,) = [output.data["image/png"] for output in cell.outputs if "data" in output]
-            (SOURCE / IMAGES / f"{page.stem}.png").write_bytes(base64.b64decode(png))
+            kind = "image/svg+xml"
+            (svg,) = [
+                output.data[kind] for output in cell.outputs if kind in output.get("data", ())
+            ]
+            (SOURCE / IMAGES / f"{page.stem}.svg").write_text(svg)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import yaml
@@ -14,8 +15,8 @@ import unmask
 from unmask import plots, results, tables
 from unmask.chains import RETRAININGS
 from unmask.findings import FINDINGS
-from unmask.verdicts import SYMBOLS, Tables, Verdicts, at_latest, holm, html_table, link, mark
-from unmask.verdicts import settings_in_numbers, statistic, with_matching
+from unmask.verdicts import MEASURED, Tables, Verdicts, at_latest, captioned, counted, holm, link
+from unmask.verdicts import mark, settings_in_numbers, statistic, with_matching
 
 _PAGES = yaml.safe_load(Path(__file__).with_name("pages.yml").read_text())
 PAGES = {finding: about["page"] for finding, about in _PAGES["findings"].items()}
@@ -24,7 +25,8 @@ PUBLISHED = _PAGES["published"]
 
 
 class Overview:
-    """The verdicts of several settings side by side, by finding; a claim leads to its figure.
+    """The verdicts of several settings side by side, a table for each finding; a claim leads to its
+    figure.
 
     Args:
         verdicts: by the setting's name.
@@ -32,31 +34,29 @@ class Overview:
 
     def __init__(self, verdicts: dict[str, Verdicts], folder: str = "../notebooks/"):
         self.verdicts, self.folder = verdicts, folder
-        self.found = {
-            name: {one.claim: one for one in shown.evidence} for name, shown in verdicts.items()
-        }
 
     def _repr_html_(self) -> str:
-        claims = {one.claim: one for shown in self.verdicts.values() for one in shown.evidence}
-        rows = []
-        for finding, words in REPORTED.items():
-            here = [one for one in claims.values() if one.finding == finding]
-            if here:
-                name = f"Finding {finding}. The paper reports: <em>{html.escape(words)}</em>"
-                rows.append(f'<th colspan="{len(self.verdicts) + 1}">{name}</th>')
-            for one in here:
-                claim = link(one, f"{self.folder}{PAGES[finding]}.html")
-                cells = [self._cell(found.get(one.claim)) for found in self.found.values()]
-                rows.append(f"<td>{claim}<br><small>{one.unit}</small></td>{''.join(cells)}")
-        # names of presets may be broken after each _, which leaves room for the claims
-        names = [name.replace("_", "_<wbr>") for name in self.verdicts]
-        return html_table(("claim", *names), rows, "verdicts overview")
+        return "\n".join(self._table(finding) for finding in REPORTED if self._claims(finding))
 
-    @staticmethod
-    def _cell(one) -> str:
-        if one is None:
-            return "<td>–</td>"
-        return f"<td>{mark(one)}<br>{statistic(one.words())}</td>"
+    def _claims(self, finding: str) -> dict:
+        evidence = [one for shown in self.verdicts.values() for one in shown.evidence]
+        return {one.claim: one for one in evidence if one.finding == finding}
+
+    def _table(self, finding: str) -> str:
+        claims, page = self._claims(finding), f"{self.folder}{PAGES[finding]}.html"
+        words = [f"{link(one, page)}<br><small>{one.unit}</small>" for one in claims.values()]
+        columns = {"claim": words}
+        for name, shown in self.verdicts.items():
+            found = {one.claim: one for one in shown.evidence}
+            # names of presets may be broken after each _, which leaves room for the claims
+            columns[name.replace("_", "_<wbr>")] = [
+                f"{mark(found[claim])}<br>{statistic(found[claim].words())}"
+                if claim in found
+                else "–"
+                for claim in claims
+            ]
+        said = f"Finding {finding}. The paper reports: <em>{html.escape(REPORTED[finding])}</em>"
+        return captioned(pd.DataFrame(columns), said, "verdicts overview").to_html()
 
     def __repr__(self) -> str:
         return "\n\n".join(f"{name}\n{shown}" for name, shown in self.verdicts.items())
@@ -67,35 +67,40 @@ def headlines(shown: Verdicts) -> Verdicts:
     return Verdicts([one for one in shown.evidence if one.headline])
 
 
-def headline_table(shown: Verdicts) -> pd.io.formats.style.Styler:
+def headline_table(shown: Verdicts) -> pd.DataFrame:
     """The headline claims: the interval, the exact sign test, and the p-value with Holm's
     correction for there being several findings."""
     corrected, rows = holm(shown.evidence), []
     for one in headlines(shown).evidence:
-        interval = one.words(), f"{one.sign_p:.2g}", f"{corrected[one.headline]:.2g}"
-        rows.append((one.finding, one.claim, *interval, f"{SYMBOLS[one.verdict]} {one.verdict}"))
-    columns = ["finding", "claim", "mean [90 % interval]", "sign test", "Holm", "verdict"]
-    return _whole(pd.DataFrame(rows, columns=columns).set_index("finding"), "headlines")
+        tests = f"{one.sign_p:.2g}", f"{corrected[one.headline]:.2g}"
+        claim = link(one, f"../notebooks/{PAGES[one.finding]}.html")
+        rows.append((mark(one), one.finding, claim, one.words(), *tests))
+    columns = ["verdict", "finding", "claim", "mean [90 % interval]", "sign test", "Holm"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _whole(table: pd.DataFrame, name: str) -> pd.io.formats.style.Styler:
-    """The table with nothing cut off."""
-    return table.style.set_uuid(name).set_table_attributes('class="dataframe"')
-
-
-def counts(verdicts: dict[str, Verdicts]) -> pd.DataFrame:
-    """How many claims hold, fail and are undecided, by finding and setting."""
+def counts(verdicts: dict[str, Verdicts], folder: str = "../notebooks/") -> pd.DataFrame:
+    """How many claims hold, fail and are undecided, by question and setting, which lead to their
+    pages."""
     rows = {}
     for name, shown in verdicts.items():
-        table = shown.table[shown.table.verdict.isin(("holds", "fails", "undecided"))]
-        rows[name] = table.groupby("finding").verdict.apply(_counted)
-    return pd.DataFrame(rows).fillna("–").rename_axis("finding")
+        table = shown.table[shown.table.verdict != MEASURED]
+        page = f"{folder}{PUBLISHED[name]['page']}.html" if name in PUBLISHED else ""
+        column = name.replace("_", "_<wbr>")
+        column = f'<a href="{page}">{column}</a>' if page else column
+        rows[column] = table.groupby("finding").verdict.apply(counted)
+    table = pd.DataFrame(rows).fillna("–")
+    table.index = [
+        f'<a href="{folder}{PAGES[finding]}.html">{html.escape(title(PAGES[finding]))}</a>'
+        for finding in table.index
+    ]
+    return table.rename_axis("question")
 
 
-def _counted(verdicts: pd.Series) -> str:
-    order = ("holds", "fails", "undecided")
-    found = [(verdicts.eq(name).sum(), name) for name in order]
-    return " · ".join(f"{count} {name}" for count, name in found if count)
+def title(page: str) -> str:
+    """The question that a notebook asks: its heading."""
+    path = Path(__file__).parents[1] / f"notebooks/{page}.ipynb"
+    return nbformat.read(path, 4).cells[0].source.splitlines()[0].removeprefix("# ")
 
 
 def numbers(shown: Tables, e: unmask.Experiment, provenance: dict) -> dict[str, float | str]:
@@ -131,7 +136,6 @@ def numbers(shown: Tables, e: unmask.Experiment, provenance: dict) -> dict[str, 
 # What it costs: `measured` is what `make bench` wrote
 
 _COLUMNS = {
-    "ms": ("milliseconds", 1, "{:,.2f}"),
     "per second": ("per second", 1, "{:,.0f}"),
     "GFLOP/s": ("GFLOP/s", 1, "{:.1f}"),
     "% of matrix product": ("of matrix product", 100, "{:.0f}"),
@@ -157,16 +161,23 @@ _TARGETS = (
 
 
 def bench_table(measured: dict) -> pd.DataFrame:
-    """Milliseconds, rates, and ratios of one run."""
-    wanted = [column for column, *_ in _COLUMNS.values()]
+    """Times, rates, and ratios of one run."""
+    wanted = ["milliseconds", *(column for column, *_ in _COLUMNS.values())]
     rows = pd.DataFrame(measured["rows"]).T
     ratios, kept = rows["textbook ratio"], rows.reindex(columns=["from commit"])["from commit"]
     rows = rows.reindex(columns=wanted).fillna({"ours, times as fast": ratios})
-    table = pd.DataFrame(index=rows.index)
+    table = pd.DataFrame({"time": rows.milliseconds.map(_time)}, index=rows.index)
     for name, (column, scale, form) in _COLUMNS.items():
         table[name] = [form.format(scale * cell) if cell == cell else "–" for cell in rows[column]]
     names = [f"{name} (before, at {at})" if at == at else name for name, at in kept.items()]
     return table.set_axis(names).rename_axis("work")
+
+
+def _time(milliseconds: float) -> str:
+    unit, scale = "min", 60_000
+    if milliseconds < scale:
+        unit, scale = ("s", 1000) if milliseconds >= 1000 else ("ms", 1)
+    return f"{milliseconds / scale:.3g} {unit}"
 
 
 def bench_targets(measured: dict) -> pd.DataFrame:
@@ -184,7 +195,8 @@ def bench_targets(measured: dict) -> pd.DataFrame:
 
 
 def costs(measured: dict) -> pd.DataFrame:
-    """Core-hours of training from an empty store, by preset: steps counted, times the time of one.
+    """Core-hours of training from an empty store, by preset: millions of steps counted, times the
+    time of one.
 
     Of presets whose step was not timed it is extrapolated from how many operations it has, at the
     rate of ResNet-20's (≈).
@@ -201,7 +213,7 @@ def costs(measured: dict) -> pd.DataFrame:
         for column, amount, digits in amounts:
             roughly = f"≈{float(f'{amount:.2g}'):,.0f}"
             rows[name][column] = f"{amount:,.{digits}f}" if row else roughly
-    return pd.DataFrame(rows).T.rename_axis("preset (millions of steps)")
+    return pd.DataFrame(rows).T.rename_axis("preset")
 
 
 def training_steps(e: unmask.Experiment) -> dict[str, float]:
@@ -214,8 +226,8 @@ def training_steps(e: unmask.Experiment) -> dict[str, float]:
     return steps
 
 
-def provenances(folder: Path = results.FOLDER) -> pd.io.formats.style.Styler:
-    """Where each published result comes from, a row for each instalment; nothing is cut off."""
+def provenances(folder: Path = results.FOLDER) -> pd.DataFrame:
+    """Where each published result comes from, a row for each instalment."""
     told = "computed", "processor", "device", "published from commit"
     rows = []
     for name in results.published_names(folder):
@@ -224,7 +236,7 @@ def provenances(folder: Path = results.FOLDER) -> pd.io.formats.style.Styler:
             hours = f"{one['core_seconds'] / 3600:.1f}"
             rows.append((name, len(one["tables"]), seeds, hours, *(one[what] for what in told)))
     columns = ["published", "tables", "seeds", "core-hours", *told]
-    return _whole(pd.DataFrame(rows, columns=columns).set_index("published"), "published")
+    return pd.DataFrame(rows, columns=columns)
 
 
 def scaling(measured: dict) -> pd.DataFrame:

@@ -1,11 +1,28 @@
-"""A Sphinx extension that stops a build of anything but the copy that `build.py` stages."""
+"""A Sphinx extension: it stops a build of anything but the copy that `build.py` stages, says in the
+footer what the book was built from, and mends a role that WAI-ARIA no longer has."""
 
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
+
+from unmask.store import commit, processor
 
 
 def setup(app):
     if (Path(app.srcdir) / "Makefile").exists():
         # no error of Sphinx, which Jupyter Book would follow by a traceback
         sys.exit("The pages here are not executed. `make book` executes them and builds the book.")
+    app.connect("config-inited", stamp)
+    app.connect("html-page-context", mend)
     return {"parallel_read_safe": True}
+
+
+def stamp(app, config):
+    when = datetime.now(timezone.utc).date()
+    said = f"Built on {when} from commit {commit()} on {processor()}."
+    config.html_theme_options["extra_footer"] = said
+
+
+def mend(app, page, template, context, doctree):
+    if "body" in context:
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from two_runs import disagreements, restricted
 
@@ -223,6 +224,23 @@ STICKING_OUT = """() => {
     const page = document.documentElement.scrollWidth > width ? [document.body] : [];
     return [...page, ...wide].map(e => e.outerHTML.slice(0, 200));
 }"""
+
+
+WCAG = [f"wcag{version}{level}" for version in ("2", "21", "22") for level in ("a", "aa")]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@every_page
+def test_the_page_keeps_to_wcag(tab, page, scheme):
+    """As far as axe-core can tell."""
+    tab.emulate_media(color_scheme=scheme)
+    tab.goto(html_file(page).as_uri())
+    tab.evaluate("window.MathJax && MathJax.startup.promise")
+    assert tab.evaluate("document.documentElement.dataset.theme") == scheme
+    found = Axe().run(tab, options={"runOnly": WCAG})
+    assert found.response["passes"]
+    assert found.violations_count == 0, found.generate_report()
+    assert tab.locator("mjx-container[tabindex='0']").count() == 0  # nothing to do at an equation
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -1,13 +1,17 @@
 """Every notebook on the `smoke` preset: as a user would run it, and with parameters that are
 wrong."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 
 from unmask.cli import main
 from unmask.errors import UnmaskError
@@ -146,3 +150,23 @@ def test_committed_notebook_holds_calls_and_no_outputs(notebook):
             continue
         assert not cell.outputs and cell.execution_count is None, cell.id
         assert "def " not in cell.source and len(cell.source.splitlines()) <= 18, cell.id
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_installs_unmask_where_it_is_missing_and_only_there(notebook, monkeypatch):
+    """The buttons of a page open it on machines that know nothing of this repository."""
+    cell = next(cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code")
+    asked, said = [], lambda name, line: asked.append(f"{name} {line}")
+    shell = SimpleNamespace(system=asked.append, run_line_magic=said)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def run():
+        exec(TransformerManager().transform_cell(cell.source), {"get_ipython": lambda: shell})
+        return asked
+
+    assert run() == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    clone = Path(url).name
+    assert run() == [f"git clone -q {url}", f"pip install -q -e {clone}"]
+    assert (ROOT / Path(sys.path[-1]).relative_to(clone) / "unmask/__init__.py").is_file()

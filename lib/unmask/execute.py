@@ -89,7 +89,10 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
                 progress_bar=False,
                 stderr_file=sys.stderr,
                 # else a kernel warns of its connection and of its end
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+                extra_arguments=[
+                    "--IPKernelApp.log_level=CRITICAL",
+                    "--InlineBackend.figure_formats=svg",
+                ],
             )
         partial.replace(target)
     except papermill.PapermillExecutionError as error:

@@ -79,12 +79,12 @@ def styles(names: Iterable) -> dict:
 
 def panels(columns: int, rows: int = 1, width: float = 3.0, height: float = 3.5, **options):
     """A figure of `rows` x `columns` panels of a size in inches, and its axes, always (rows,
-    columns)."""
-    size = max(4.8, width * columns), height * rows
+    columns). It is never so wide that a page would shrink its words out of sight."""
+    size = min(9.0, max(4.8, width * columns)), height * rows
     return plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
 
 
-def panel_rows(count: int, most: int = 4, **options):
+def panel_rows(count: int, most: int = 3, **options):
     """A figure of `count` panels in rows of at most `most`, and its axes in order."""
     columns = min(count, most)
     figure, axes = panels(columns, rows=-(-count // columns), **options)
@@ -203,7 +203,7 @@ def forest(shown: Verdicts, here: Verdicts | None = None, width: float = 7.6) ->
         if len(one.values):
             ax.plot(one.mean / scale, y, ls="none", ms=8, mec=look["color"], mew=1.5, **look)
         # What is claimed, and what came out.
-        name = "\n".join(textwrap.wrap(one.claim, 46))
+        name = "\n".join(textwrap.wrap(one.claim.replace("d_L", "$d_L$"), 46))
         ax.text(-1.12, y, name, ha="right", weight="bold" if one.headline else None, **side)
         mark = f"{SYMBOLS[one.verdict]} {one.verdict}"
         ax.text(1.15, y - 0.26, mark, ha="left", color=look["color"], weight="bold", **side)

@@ -10,13 +10,18 @@ beforehand.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from .experiments import Experiment
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 METRICS = ("test_error", "train_error", "train_loss")
 CONFIDENCE = 0.9
@@ -286,14 +291,17 @@ class Verdicts:
         return pd.DataFrame(rows, columns=list(names))
 
     def _repr_html_(self) -> str:
-        rows = []
-        for one in self.evidence:
-            above = f"{(one.values > 0).sum()} of {len(one.values)}"
-            numbers = one.words(), one.unit, above, f"{one.sign_p:.2g}"
-            cells = [link(one), *map(statistic, numbers), mark(one)]
-            rows.append("".join(f"<td>{cell}</td>" for cell in cells))
-        heads = "claim", "mean [90 % interval]", "unit", "seeds above 0", "sign test", "verdict"
-        return html_table(heads, rows)
+        columns = {
+            "verdict": map(mark, self.evidence),
+            "claim": map(link, self.evidence),
+            f"mean [{CONFIDENCE:.0%} interval]": [statistic(one.words()) for one in self.evidence],
+            "unit": [one.unit for one in self.evidence],
+            "seeds above 0": [
+                statistic(f"{(one.values > 0).sum()} of {len(one.values)}") for one in self.evidence
+            ],
+        }
+        said = f"What the seeds say: {counted(one.verdict for one in self.evidence)}."
+        return captioned(pd.DataFrame(columns), said, "verdicts").to_html()
 
     def __repr__(self) -> str:
         return "\n".join(f"{one.verdict:>9}: {one.claim}: {one.words()}" for one in self.evidence)
@@ -305,23 +313,47 @@ def statistic(words: str) -> str:
 
 
 def mark(one: Evidence) -> str:
-    """The verdict as HTML, told by a symbol and by a class."""
+    """The verdict as HTML, told by a symbol, a word and a class."""
     return f'<span class="verdict {one.verdict}">{SYMBOLS[one.verdict]} {one.verdict}</span>'
+
+
+def counted(verdicts: Iterable[str]) -> str:
+    """How many there are of each, as HTML."""
+    found = pd.Series(list(verdicts), dtype=object).value_counts()
+    words = {HOLDS: "hold", FAILS: "fail"}  # of several
+    shown = (
+        f'<span class="verdict {name}">{SYMBOLS[name]} {found[name]} '
+        f"{words.get(name, name) if found[name] > 1 else name}</span>"
+        for name in SYMBOLS
+        if name in found
+    )
+    return " · ".join(shown)
 
 
 def link(one: Evidence, page: str = "") -> str:
     """The claim, which leads to the figure that shows it; bold if it is a headline."""
-    found = f'<a href="{page}#{one.figure}">{html.escape(one.claim)}</a>'
+    claim = html.escape(one.claim).replace("d_L", "d<sub>L</sub>")
+    found = f'<a href="{page}#{one.figure}">{claim}</a>'
     return f"<strong>{found}</strong>" if one.headline else found
 
 
-def html_table(names, rows: list[str], kind: str = "verdicts") -> str:
-    head = "".join(f"<th>{name}</th>" for name in names)
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<table class="table {kind}">\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table>"
-    )
+def captioned(table: pd.DataFrame, caption: str, kind: str = "numbers") -> Styler:
+    """A table as it stands on a page: a caption, one row of headers with the index in front, words
+    at the left, numbers at the right with as many digits as the column needs, at most two."""
+    table = table.rename_axis(columns=None)
+    if table.index.names != [None]:
+        table = table.reset_index()
+    shown = table.style.set_caption(caption).hide(axis="index")
+    shown = shown.set_table_attributes(f'class="dataframe {kind}"')
+    for name, column in table.items():
+        if pd.api.types.is_float_dtype(column):
+            decimals = max(len(f"{x:.2f}".rstrip("0").partition(".")[2]) for x in column)
+            shown = shown.format(precision=decimals, thousands=",", na_rep="–", subset=[name])
+        elif not column.astype(str).str.match(r"[-–≈≥]?\s*\d|–$").all():
+            left = [{"selector": "", "props": "text-align: left; white-space: normal"}]
+            shown = shown.set_table_styles({name: left}, overwrite=False)
+    shown.cell_ids = False
+    return shown.set_uuid(re.sub(r"\W+", "-", re.sub("<.*?>", "", caption))[:40])
 
 
 _JUDGES: list[tuple[tuple[str, ...], Callable]] = []

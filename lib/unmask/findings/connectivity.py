@@ -453,7 +453,7 @@ def pairs_of_levels(tables: Tables, e: Experiment) -> Figure:
         barriers = chain.groupby(["level", "other"]).barrier.mean().unstack() * PERCENT
         grid = barriers.reindex(index=range(size), columns=range(size))
         full = grid.combine_first(grid.T)
-        look = dict(cmap="viridis_r", vmin=0, vmax=90, square=True, cbar=False)
+        look = dict(cmap="viridis_r", vmin=0, vmax=90, square=True, cbar=False, rasterized=True)
         sns.heatmap(full, ax=ax, **look)
         last = _last_matching(levels[levels.rewind_step == chain.rewind_step.iloc[0]], tables, e)
         for line in (ax.axhline, ax.axvline):

@@ -808,18 +808,21 @@ def of_hessian(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def spectra_table(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """Spectra of the Hessian in numbers, one row for each level, seed and method."""
+    """Spectra of the Hessian in numbers, means over seeds, one row for each level and method."""
     table = of_hessian(tables["curvatures"])
-    errors = table.trace_error.map(" ± {:.1f}".format).where(table.steps > 0, "")
-    table = table.assign(
-        method=table.steps.map(_method),
-        trace=table.trace.map("{:.1f}".format) + errors,
-        negative=table.negative.round().astype(int),
-        largest=table.largest.round(2),
-        smallest=table.smallest.map("{:.1e}".format),
+    rows = table.assign(method=table.steps.map(_method)).groupby(["level", "method"])
+    means = rows[["dimensions", "largest", "smallest", "negative", "trace", "trace_error"]].mean()
+    errors = means.trace_error.map(" ± {:.1f}".format).where(rows.steps.first() > 0, "")
+    return pd.DataFrame(
+        {
+            "seeds": rows.seed.nunique(),
+            "dimensions": means.dimensions.astype(int),
+            "largest": means.largest,
+            "smallest": means.smallest.map("{:.1e}".format),
+            "negative": means.negative.round().astype(int),
+            "trace": means.trace.map("{:.1f}".format) + errors,
+        }
     )
-    columns = ["dimensions", "largest", "smallest", "negative", "trace"]
-    return table.set_index(["level", "seed", "method"])[columns].sort_index()
 
 
 def _method(steps: int) -> str:

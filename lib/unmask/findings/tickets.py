@@ -205,10 +205,9 @@ def error_table(tables: Tables, e: Experiment) -> pd.DataFrame:
         spread = f" ({100 * errors.std():.2f})" if len(errors) > 1 else ""
         return f"{100 * errors.mean():.2f}{spread}"
 
-    levels = tables["levels"].rename(columns={"rewind_step": "rewound to step"})
-    levels = levels.assign(weights=(100 * levels.density).round(1))
-    keys = ["level", "weights", "rewound to step"]
-    return levels.groupby(keys).test_error.apply(cell).unstack()
+    levels = tables["levels"].assign(weights=(100 * tables["levels"].density).round(1))
+    table = levels.groupby(["level", "weights", "rewind_step"]).test_error.apply(cell).unstack()
+    return table.rename_axis(["level", "weights (%)"]).rename(columns="from step {}".format)
 
 
 # Its figures
