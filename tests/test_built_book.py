@@ -255,6 +255,27 @@ def test_a_reader_sees_all_of_the_page(tab, page, width):
     assert tab.complaints == []
 
 
+TOPS = """() => {
+    const top = where => Math.min(...[...document.querySelectorAll(where)].map(
+        e => e.getBoundingClientRect().top));
+    return ["h1", "p", "figure", "details, article .cell_input"].map(
+        what => top("article " + what));
+}"""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("notebooks/0")])
+def test_a_page_answers_first(tab, page):
+    """The question, the answer, the figure that shows it; code after it, in bars that name it."""
+    article = parsed(html_file(page)).select_one("article")
+    assert article.h1.get_text().rstrip("#").endswith("?")
+    assert article.p.get_text().startswith("The answer. ")
+    bars = [bar.get_text().strip() for bar in article.select(".cell summary .collapsed")]
+    assert bars and all(re.match(r"(Table and c|C)ode: \w+\.\w+", bar) for bar in bars)
+    tab.goto(html_file(page).as_uri())
+    tops = tab.evaluate(TOPS)
+    assert tops == sorted(tops) and len(set(tops)) == 4
+
+
 def test_the_front_page_is_the_introduction(tab):
     tab.goto((HTML / "index.html").as_uri())
     tab.wait_for_url(html_file(PAGES[0]).as_uri())

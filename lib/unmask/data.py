@@ -135,6 +135,7 @@ def load(experiment: Experiment, store: Store) -> Data:
     * "imagefolder" is a tree with a folder for each class in `train/` and in `test/` or `val/`;
       `experiment.folder` is its path, absolute or from `root()`. Small images are decoded once and
       then read from the store; as by torchvision, without their transparency and orientation.
+
     Raises UnmaskError: the data set is not there and cannot be downloaded, or is not as the
     experiment says (all that does not fit is said at once); an image that cannot be read or has
     another size, a class without images or in one split only."""

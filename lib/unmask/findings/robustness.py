@@ -137,9 +137,9 @@ def at_step_length(tables: Tables, e: Experiment) -> pd.DataFrame:
     whether IMP works.
 
     Columns: seed, rewind_step, level, barriers and whether they count as connected for pairs with
-    no perturbation (noise_barrier, noise_connected), of the `main_kind` (step_...), along two
-    random directions (random_...) and along IMP's (imp_...), step_length, start_norm, matching and
-    lost (is IMP's next level), density (of that)."""
+    no perturbation (`noise_barrier`, `noise_connected`), of the `main_kind` (`step_...`), along two
+    random directions (`random_...`) and along IMP's (`imp_...`), step_length, start_norm, matching
+    and lost (is IMP's next level), density (of that)."""
     keys, pairs, main = ["seed", "rewind_step", "level"], tables["perturbations"], main_kind(tables)
     table = with_matching(tables, e)[[*keys, "density", "matching", "lost"]]
     table = table.assign(level=table.level - 1)
