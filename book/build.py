@@ -134,7 +134,7 @@ def fold(page):
                 before = cells.pop()
                 cell.source = f"{before.source}\n\n{cell.source}"
                 cell.outputs = before.outputs + cell.outputs
-            if calls := re.findall(r"^(?:\w+ = )?(\w+\.[\w.]+)\(", cell.source, re.M):
+            if calls := re.findall(r"^(?:\w+ = )?(?!glue)([\w.]+)\(", cell.source, re.M):
                 about = cell.metadata.setdefault("mystnb", {})
                 folded = (
                     "Table and code" if "hide-cell" in cell.metadata.get("tags", []) else "Code"

@@ -1,5 +1,6 @@
 """What decides: matching, connected, and how the seeds' numbers become verdicts."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -13,8 +14,8 @@ from two_runs import disagreements, restricted
 import unmask
 from unmask import verdicts
 from unmask.findings import FINDINGS, tickets
-from unmask.verdicts import FAILS, HOLDS, MEASURED, UNDECIDED, Claims, Evidence, Verdicts
-from unmask.verdicts import all_verdicts, holm, interval, is_connected, is_matching
+from unmask.verdicts import FAILS, HOLDS, MEASURED, SYMBOLS, UNDECIDED, Claims, Evidence, Verdicts
+from unmask.verdicts import all_verdicts, captioned, holm, interval, is_connected, is_matching
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -270,9 +271,23 @@ def test_no_claim_is_made_twice_and_every_finding_but_the_first_has_a_headline(p
 def test_no_verdict_is_left_out_of_the_page():
     tables = {"levels": levels(), "controls": controls()}
     shown = tickets.verdicts(tables, E)
-    page, count = shown._repr_html_(), len(shown.table)
-    assert page.count("<tr>") == count + 1 and page.count('class="verdict ') == count
+    head, _, rows = shown._repr_html_().partition("<tbody>")
+    count = len(shown.table)
+    assert rows.count("<tr>") == count and rows.count('class="verdict ') == count
     assert repr(shown).count("\n") == count - 1
+    for verdict, number in shown.table.verdict.value_counts().items():  # in the caption
+        assert f"{SYMBOLS[verdict]} {number} {verdict.removesuffix('s')}" in head
+
+
+def test_a_table_on_a_page_has_a_caption_one_row_of_headers_and_the_digits_it_needs():
+    index = pd.Index(["a", "b"], name="mask")
+    table = pd.DataFrame({"error": [0.5, 12.25], "level": [1, 2], "share": [np.nan, 1000.0]}, index)
+    page = captioned(table, "What there is.").to_html()
+    assert "<caption>What there is.</caption>" in page and page.count("<th ") == 4
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert cells == ["a", "0.50", "1", "–", "b", "12.25", "2", "1,000"]
+    (left,) = re.findall(r"col(\d) {\s*text-align: left", page)
+    assert left == "0"  # words; numbers are at the right
 
 
 def test_claims_leave_out_seeds_that_decide_nothing_and_those_without_a_number():

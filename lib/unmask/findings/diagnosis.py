@@ -472,7 +472,7 @@ class Diagnosis:
         for of, name in names.items():
             steps, hours = cost[f"{of}steps"], cost.get(f"{of}seconds", float("nan")) / 3600
             rows[name] = {"training steps": f"{steps:,.0f}", "hours of one core": f"{hours:.2g}"}
-        return pd.DataFrame(rows).T
+        return pd.DataFrame(rows).T.rename_axis("trainings of")
 
     def record(self) -> dict:
         """All that was found, for a JSON file."""
