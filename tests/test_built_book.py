@@ -256,8 +256,8 @@ def test_a_reader_sees_all_of_the_page(tab, page, width):
 
 
 TOPS = """() => {
-    const top = where => Math.min(...[...document.querySelectorAll(where)].map(
-        e => e.getBoundingClientRect().top));
+    const top = where => Math.min(...[...document.querySelectorAll(where)].filter(
+        e => e.checkVisibility()).map(e => e.getBoundingClientRect().top));
     return ["h1", "p", "figure", "details, article .cell_input"].map(
         what => top("article " + what));
 }"""
