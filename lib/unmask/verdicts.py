@@ -203,6 +203,10 @@ class Evidence:
         above, below = int((self.values > 0).sum()), int((self.values < 0).sum())
         return float(stats.binomtest(above, above + below).pvalue) if above + below else 1.0
 
+    def signs(self) -> str:
+        """How many seeds are on the paper's side, as text."""
+        return f"{(self.values > 0).sum()} of {len(self.values)} seeds"
+
     def words(self) -> str:
         """Mean and interval, as text."""
         if self.values.empty:
@@ -296,9 +300,7 @@ class Verdicts:
             "claim": map(link, self.evidence),
             f"mean [{CONFIDENCE:.0%} interval]": [statistic(one.words()) for one in self.evidence],
             "unit": [one.unit for one in self.evidence],
-            "seeds above 0": [
-                statistic(f"{(one.values > 0).sum()} of {len(one.values)}") for one in self.evidence
-            ],
+            "above 0": [statistic(one.signs()) for one in self.evidence],
         }
         said = f"What the seeds say: {counted(one.verdict for one in self.evidence)}."
         return captioned(pd.DataFrame(columns), said, "verdicts").to_html()
