@@ -1,5 +1,5 @@
-# make book     compute everything, build the book; with PRESET=smoke, numbers that mean nothing in
-#               two minutes; with FROM=published, compute nothing: the published tables alone
+# make book     compute everything, build the book; with PRESET=smoke, numbers that mean nothing, in
+#               minutes; with FROM=published, compute nothing: the published tables alone
 # make test     style and imports, unit tests, then every notebook, then the built book
 # make publish  make book, then refresh the pages and the figure that are made from tables
 # make bench    how fast it is, beside the textbook loop and what the machine can do
