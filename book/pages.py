@@ -239,21 +239,6 @@ def provenances(folder: Path = results.FOLDER) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def scaling(measured: dict) -> pd.DataFrame:
-    """What empty tasks cost, and how well two workers are used: as many times as fast as one of
-    their kind, of two; a row for each way to run."""
-    parts = {name: pd.DataFrame(part["rows"]).T for name, part in measured.items()}
-    table = parts["tasks"].drop(columns="seconds").round(1)
-    if "efficiency" in parts:
-        seconds = parts["efficiency"].seconds
-        table["seconds of trainings"] = seconds.round(1)
-        pairs = zip(table.index[::2], table.index[1::2])
-        table["efficiency"] = pd.Series(
-            {two: seconds[one] / seconds[two] / 2 for one, two in pairs}
-        )
-    return table.rename_axis("workers")
-
-
 def growth(measured: dict) -> Figure:
     """Time against what there is more of, both relative to the least: a panel for each of `growth`.
     Dotted: in proportion."""
