@@ -288,6 +288,7 @@ def test_a_table_on_a_page_has_a_caption_one_row_of_headers_and_the_digits_it_ne
     assert cells == ["a", "0.50", "1", "–", "b", "12.25", "2", "1,000"]
     (left,) = re.findall(r"col(\d) {\s*text-align: left", page)
     assert left == "0"  # words; numbers are at the right
+    assert captioned(table[:0], "Nothing.").to_html().count("<th ") == 4
 
 
 def test_claims_leave_out_seeds_that_decide_nothing_and_those_without_a_number():

@@ -349,7 +349,8 @@ def captioned(table: pd.DataFrame, caption: str, kind: str = "numbers") -> Style
     shown = shown.set_table_attributes(f'class="dataframe {kind}"')
     for name, column in table.items():
         if pd.api.types.is_float_dtype(column):
-            decimals = max(len(f"{x:.2f}".rstrip("0").partition(".")[2]) for x in column)
+            digits = (len(f"{x:.2f}".rstrip("0").partition(".")[2]) for x in column)
+            decimals = max(digits, default=0)
             shown = shown.format(precision=decimals, thousands=",", na_rep="–", subset=[name])
         elif not column.astype(str).str.match(r"[-–≈≥]?\s*\d|–$").all():
             left = [{"selector": "", "props": "text-align: left; white-space: normal"}]
