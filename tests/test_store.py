@@ -246,6 +246,8 @@ def test_whoever_ends_it_no_process_stays_and_it_goes_on_from_there(tmp_path, ki
     command = [sys.executable, "-m", "unmask", "run", "smoke", "--tables", "levels", "--jobs", "2"]
     command += ["--set", "steps=800", "--set", "seeds=4"]
     known = os.environ | {"UNMASK_STORE": str(tmp_path), "MARK_OF_TEST": str(tmp_path)}
+    # which whatever a shell runs in the background, and this may be, is told to ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, env=known, stderr=subprocess.PIPE, text=True)
     while not any(tmp_path.rglob("dense*.json")):  # in the middle of its work
         assert process.poll() is None
