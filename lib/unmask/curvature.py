@@ -187,7 +187,7 @@ class Spectrum(NamedTuple):
     weights: np.ndarray
 
     def estimate(self, f: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
-        """`sum_i f(lambda_i)`: the mean over rows and its standard error (nan for one row)."""
+        """`sum_i f(lambda_i)`: the mean over rows and its standard error (unknown for one row)."""
         rows = (self.weights * f(self.values)).sum(1)
         error = rows.std(ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else np.nan
         return float(rows.mean()), float(error)
