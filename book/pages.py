@@ -110,7 +110,7 @@ def numbers(shown: Tables, e: unmask.Experiment, provenance: dict) -> dict[str, 
     late = at_latest(with_matching(shown, e), e)
     dense = late[late.level == 0].test_error
     networks = {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}
-    networks["resnet8-strided"] = "a strided ResNet-8"
+    networks |= {"resnet8-strided": "a strided ResNet-8"}
     images = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
     found = {
         "setting": networks.get(e.network, e.network),

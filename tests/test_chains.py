@@ -96,7 +96,10 @@ def test_each_mask_is_the_magnitude_mask_of_the_solution_before(smoke):
 
 
 def test_pruned_weights_of_solutions_are_exactly_zero(smoke):
-    for ticket in [smoke.level(0, 5, 3), *(smoke.control(kind, 0, 2) for kind in CONTROLS)]:
+    for ticket in [
+        smoke.level(0, 5, 3),
+        *(smoke.ticket(kind, 0, smoke.experiment.latest, 2) for kind in CONTROLS),
+    ]:
         for name, kept in ticket.mask.items():
             assert (ticket.state[name][~kept] == 0).all() and (ticket.state[name][kept] != 0).any()
 
@@ -124,7 +127,7 @@ def test_rewind_points_lie_on_the_dense_run(smoke, tmp_path):
 
 def test_controls_are_as_sparse_as_imp_and_differ_as_they_should(smoke):
     imp = smoke.level(0, 5, 2).mask
-    masks = {kind: smoke.control(kind, 0, 2).mask for kind in CONTROLS}
+    masks = {kind: smoke.ticket(kind, 0, smoke.experiment.latest, 2).mask for kind in CONTROLS}
     for mask in masks.values():
         assert pruning.survivors(mask) == pruning.survivors(imp)
 

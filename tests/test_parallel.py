@@ -8,6 +8,7 @@ import time
 from concurrent.futures import Future
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 import unmask
 from unmask import parallel, tables
@@ -162,6 +163,8 @@ def test_what_fails_stops_only_what_needs_it(store, jobs, capfd):
     tasks = [of("grandchild", "", "heir", "next"), of("last", "", "next"), of("heir", "", "dead")]
     tasks += [of("next", "", "alive"), of("dead", "degenerate"), of("alive", "")]
     tasks += [of("wrong", "bug")]
+    # workers of before would write to what was their stderr
+    get_reusable_executor(max_workers=1).shutdown(wait=True)
     with pytest.raises(UnmaskError) as caught:
         run(tasks, store, jobs)
     said, _, rest = str(caught.value).partition("; 2 networks or parts of tables need them, not")

@@ -13,7 +13,7 @@ from .errors import UnmaskError
 from .experiments import experiment
 from .lab import Lab
 from .parallel import check_backend, check_jobs
-from .store import Store
+from .store import Store, writing
 
 
 def targets(
@@ -79,8 +79,8 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
 
     partial = target.with_name(f".{target.name}.partial.ipynb")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _this_python():
+        with writing("output", target), _this_python():
+            target.parent.mkdir(parents=True, exist_ok=True)
             papermill.execute_notebook(
                 str(notebook),
                 str(partial),
@@ -94,16 +94,13 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
                     "--InlineBackend.figure_formats=svg",
                 ],
             )
-        partial.replace(target)
+            partial.replace(target)
     except papermill.PapermillExecutionError as error:
         said = str(error.evalue).partition("\n")[0]
         said = f"{notebook.name}, cell {error.exec_count}: {error.ename}: {said}"
         raise UnmaskError(said) from error
     except DeadKernelError as error:
         said = f"{notebook.name}: its kernel was killed, perhaps for want of memory"
-        raise UnmaskError(said) from error
-    except OSError as error:
-        said = f"output={str(target)!r}: cannot be written: {error.strerror}"
         raise UnmaskError(said) from error
     finally:
         with contextlib.suppress(OSError):

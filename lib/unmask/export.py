@@ -12,7 +12,7 @@ from .chains import Place
 from .errors import UnmaskError
 from .experiments import PRESETS
 from .lab import Lab
-from .store import TENSORS, commit, write_atomically
+from .store import TENSORS, commit, write_atomically, writing
 
 _CARD = """\
 # {title}
@@ -71,11 +71,8 @@ def export(lab: Lab, place: Place, folder: Path) -> Path:
         network = f"network = ...  # {e.network}"
     rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())
     card = _CARD.format(title=place, rows=rows, network=network)
-    try:
+    with writing("output", folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "ticket.safetensors", safetensors.torch.save(ticket.tensors()))
         write_atomically(folder / "README.md", card.encode())
-    except OSError as failed:
-        said = f"output={str(folder)!r}: cannot be written: {failed.strerror}"
-        raise UnmaskError(said) from failed
     return folder

@@ -74,6 +74,12 @@ class Lab:
         train, wanted = self.data.train, self.experiment.train_measured
         return self.data._replace(train=train.take(wanted) if wanted else train)
 
+    @property
+    def chance(self) -> float:
+        """The test error of always naming the most frequent class."""
+        labels = self.measured.test.y
+        return 1 - float(labels.bincount().max()) / len(labels)
+
     def survivors(self, level: int) -> int:
         """How many prunable weights a level keeps."""
         return pruning.survivors_at(self.total, self.experiment.prune_fraction, level)
@@ -109,10 +115,6 @@ class Lab:
     def level(self, seed: int, rewind_step: int, level: int) -> Ticket:
         """`w^(L)` of iterative magnitude pruning with rewinding."""
         return self.ticket("imp", seed, rewind_step, level)
-
-    def control(self, kind: str, seed: int, level: int) -> Ticket:
-        """A control as sparse as `level`, from the experiment's last rewind step."""
-        return self.ticket(kind, seed, self.experiment.latest, level)
 
     def ticket(self, kind: str, seed: int, rewind_step: int, level: int) -> Ticket:
         """The trained network at one place.

@@ -23,6 +23,8 @@ from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
+from tqdm import tqdm
+
 from . import processes
 from .errors import Degenerate, UnmaskError
 from .experiments import Experiment
@@ -367,8 +369,6 @@ class Progress:
         self.open -= self.lost
 
     def _watch(self):
-        from tqdm import tqdm
-
         bar = None
         if sys.stderr.isatty():
             shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -386,15 +386,11 @@ class Progress:
             bar.close()
 
     def line(self) -> str:
-        from tqdm import tqdm
-
         passed = tqdm.format_interval(self.clock() - self.began)
         rest = self._rest()
         return f"unmask: {self.done} of {self.total} done in {passed}{rest and ', '}{rest}"
 
     def _rest(self) -> str:
-        from tqdm import tqdm
-
         at_work = [task for _, task in self.running.copy().values()][: self.workers.slots]
         count, lost = sum(len(task.args) for task in at_work), len(self.lost)
         waiting = self.total - self.done - lost - count

@@ -16,7 +16,7 @@ import pandas as pd
 from . import tables
 from .errors import UnmaskError
 from .experiments import PRESETS, Experiment, experiment
-from .store import commit, csv_of, processor, reading_csv, write_atomically
+from .store import commit, csv_of, processor, reading_csv, write_atomically, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,15 +91,12 @@ def publish(
     about = {"experiment": dataclasses.asdict(whole), "identity": whole.id}
     about["recipe"] = whole.recipe
     about["instalments"] = [*_remaining(instalments, this), this | _about(lab, names)]
-    try:
+    with writing("publish", target):
         target.mkdir(parents=True, exist_ok=True)
         for table, values in written.items():
             write_atomically(target / f"{table}.csv", csv_of(values))
         text = json.dumps(about, indent=1) + "\n"
         write_atomically(target / "provenance.json", text.encode())
-    except OSError as error:
-        said = f"publish={str(target)!r}: cannot be written: {error.strerror}"
-        raise UnmaskError(said) from error
     return target
 
 

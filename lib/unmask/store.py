@@ -314,6 +314,17 @@ def _read_file(path: Path, most: int) -> bytes:
     return path.read_bytes()
 
 
+@contextlib.contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Inside, files are written to a path that a user chose by an option.
+    Raises UnmaskError: they cannot be."""
+    try:
+        yield
+    except OSError as error:
+        said = f"{option}={str(path)!r}: cannot be written: {error.strerror}"
+        raise UnmaskError(said) from error
+
+
 _UMASK = os.umask(0o077)  # can be read only by setting it
 os.umask(_UMASK)
 

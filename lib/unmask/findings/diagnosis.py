@@ -28,11 +28,11 @@ import unmask
 
 from .. import plots, tables
 from ..chains import Place, dense, place
-from ..errors import Degenerate, UnmaskError
+from ..errors import Degenerate
 from ..experiments import Experiment, bad
 from ..parallel import check_jobs
 from ..plots import PERCENT
-from ..store import Store, commit, processor, write_atomically
+from ..store import Store, commit, processor, write_atomically, writing
 from ..tables import Part, table
 from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Claims, Tables, Verdicts, barrier
 from ..verdicts import in_sublevel_set, is_at_chance, is_at_most, is_connected, with_matching
@@ -63,10 +63,8 @@ def _dense(e: Experiment, seed: int, *keys):
 def dense_error(lab, seed) -> pd.DataFrame:
     """Columns: test_error (of the dense network), chance (that of always naming the most frequent
     class), weights (that can be pruned)."""
-    labels = lab.measured.test.y
     error = lab.evaluate(lab.tickets([dense(seed)])[0].state).error
-    chance = 1 - float(labels.bincount().max()) / len(labels)
-    return pd.DataFrame({"test_error": [error], "chance": chance, "weights": lab.total})
+    return pd.DataFrame({"test_error": [error], "chance": lab.chance, "weights": lab.total})
 
 
 def cut_once(lab, seed: int, rewind_step: int):
@@ -502,13 +500,10 @@ class Diagnosis:
         """Write `diagnosis.html` and, beside it, `diagnosis.json`: the path of the page.
         Raises UnmaskError: the folder cannot be written."""
         page, numbers = folder / "diagnosis.html", json.dumps(self.record(), indent=1)
-        try:
+        with writing("output", folder):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(page, self.page().encode())
             write_atomically(page.with_suffix(".json"), numbers.encode())
-        except OSError as error:
-            said = f"output={str(folder)!r}: cannot be written: {error.strerror}"
-            raise UnmaskError(said) from error
         return page
 
 

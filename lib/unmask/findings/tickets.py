@@ -29,8 +29,7 @@ def levels(lab, seed, rewind_step) -> pd.DataFrame:
 
     Columns: level, density, survivors, test_error, train_error, train_loss, chance (the test error
     of always naming the most frequent class)."""
-    rows, labels = [], lab.measured.test.y
-    chance = 1 - float(labels.bincount().max()) / len(labels)
+    rows, chance = [], lab.chance
     for level in range(lab.experiment.levels + 1):
         state = lab.level(seed, rewind_step, level).state
         test, train = lab.evaluate(state), lab.evaluate(state, "train")
@@ -103,7 +102,7 @@ def controls(lab, seed) -> pd.DataFrame:
     for level in e.control_levels:
         previous = lab.level(seed, e.latest, level - 1).state
         for kind in ("imp", *CONTROLS):
-            state = lab.control(kind, seed, level).state
+            state = lab.ticket(kind, seed, e.latest, level).state
             path = lab.path(previous, state)
             train = lab.evaluate(state, "train")
             before, error = path.test_error.iloc[[0, -1]]
