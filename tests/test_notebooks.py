@@ -81,6 +81,7 @@ def test_a_page_of_published_tables_alone_computes_nothing(tmp_path, monkeypatch
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.xdist_group("ray")  # not while a cluster takes free ports: its kernel has one of TCP
 def test_plain_papermill_works_too(tmp_path):
     out = tmp_path / "out.ipynb"
     notebook = "notebooks/02_linear_connectivity.ipynb"
@@ -104,6 +105,12 @@ def test_a_failing_cell_is_one_line_and_leaves_no_output(tmp_path):
     with pytest.raises(UnmaskError, match="^bad.ipynb, cell 1: UnmaskError: broken on purpose$"):
         execute(notebook, tmp_path / "out" / "bad.ipynb", {})
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_kernels_do_not_compete_for_ports(tmp_path):
+    source = "from ipykernel.connect import *\nassert get_connection_info(unpack=True)"
+    notebook = written(tmp_path / "a.ipynb", f"{source}['transport'] == 'ipc'")
+    execute(notebook, tmp_path / "out.ipynb", {})
 
 
 def test_executed_copies_have_files_of_their_own(tmp_path, monkeypatch, capsys):

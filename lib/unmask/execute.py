@@ -76,10 +76,11 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     Raises UnmaskError: a cell failed, the kernel died, or the target cannot be written."""
     import papermill
     from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
 
     partial = target.with_name(f".{target.name}.partial.ipynb")
     try:
-        with writing("output", target), _this_python():
+        with writing("output", target), _this_python() as folder:
             target.parent.mkdir(parents=True, exist_ok=True)
             papermill.execute_notebook(
                 str(notebook),
@@ -88,6 +89,8 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
                 kernel_name="python3",
                 progress_bar=False,
                 stderr_file=sys.stderr,
+                # a TCP port that is free now may be taken when the kernel comes to bind it
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"}),
                 # else a kernel warns of its connection and of its end
                 extra_arguments=[
                     "--IPKernelApp.log_level=CRITICAL",
@@ -110,7 +113,7 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
 @contextlib.contextmanager
 def _this_python():
     """Inside, the kernel `python3` is the interpreter that runs this, whatever else has the name:
-    a user's own specification of it would go first."""
+    a user's own specification of it would go first. Yields a folder that is there as long."""
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder, "kernels/python3/kernel.json")
         spec.parent.mkdir(parents=True)
@@ -120,7 +123,7 @@ def _this_python():
         before = os.environ.get("JUPYTER_PATH")
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
         try:
-            yield
+            yield folder
         finally:
             if before is None:
                 del os.environ["JUPYTER_PATH"]
