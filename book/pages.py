@@ -74,8 +74,8 @@ def headline_table(shown: Verdicts) -> pd.DataFrame:
     for one in headlines(shown).evidence:
         tests = f"{one.sign_p:.2g}", f"{corrected[one.headline]:.2g}"
         claim = link(one, f"../notebooks/{PAGES[one.finding]}.html")
-        rows.append((mark(one), one.finding, claim, one.words(), *tests))
-    columns = ["verdict", "finding", "claim", "mean [90 % interval]", "sign test", "Holm"]
+        rows.append((mark(one), claim, one.words(), *tests))
+    columns = ["verdict", "claim", "mean [90 % interval]", "sign test", "Holm"]
     return pd.DataFrame(rows, columns=columns)
 
 

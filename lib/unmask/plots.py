@@ -164,6 +164,12 @@ def plain_log(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def legend_above(figure: Figure, ax: Axes, columns: int = 3) -> None:
+    """One for all panels, of what is in one of them."""
+    handles = ax.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=columns)
+
+
 def legend_beside(ax: Axes, **options) -> None:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), **options)
 

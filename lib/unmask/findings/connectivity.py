@@ -306,6 +306,7 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
         "connected": judged.connected.sum(),
         "not_matching": (~judged.matching).sum(),
         "largest_barrier": 100 * judged.barrier.max(),
+        "largest_of_any": 100 * tables["pairs"].barrier.max(),
         "largest_reestimated": 100 * midpoint_barriers(tables)[REESTIMATED].max(),
         "matching_until": lost_from(whole, whole.matching).mean() - 1,
         "connected_until": lost_from(whole, whole.connected).mean() - 1,
@@ -379,7 +380,7 @@ def zigzag(tables: Tables, e: Experiment) -> Figure:
         ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         plots.error_axis(ax)
     axes[0].set_ylabel("test error (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    plots.legend_above(figure, axes[0])
     return figure
 
 
@@ -397,8 +398,7 @@ def along_segments(tables: Tables, e: Experiment) -> Figure:
         ax.set(xlabel=f"position from level {start} to {start + 1}")
         plots.error_axis(ax)
     axes[0, 0].set_ylabel("test error (%)")
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=3)
+    plots.legend_above(figure, axes[0, 0])
     return figure
 
 
@@ -446,24 +446,24 @@ def pairs_of_levels(tables: Tables, e: Experiment) -> Figure:
     """Mean barrier at the midpoint between every two levels, one panel for each rewind step.
 
     A line marks the sparsest level up to which all levels match, on average over seeds."""
-    pairs, levels, size = tables["pairs"], tables["levels"], e.levels + 1
+    pairs, levels, size = tables["pairs"], tables["levels"], range(e.levels + 1)
+    means = PERCENT * pairs.groupby(["rewind_step", "level", "other"]).barrier.mean()
+    look = dict(vmin=0, vmax=means.max(), cmap="viridis_r", square=True, cbar=False)
     steps = sorted(pairs.rewind_step.unique())
     figure, axes = plots.panel_rows(len(steps), width=3.0, height=3.0)
     for ax, (label, _, chain) in zip(axes, by_step(pairs, e)):
-        barriers = chain.groupby(["level", "other"]).barrier.mean().unstack() * PERCENT
-        grid = barriers.reindex(index=range(size), columns=range(size))
+        grid = means[chain.rewind_step.iloc[0]].unstack().reindex(index=size, columns=size)
         full = grid.combine_first(grid.T)
-        look = dict(cmap="viridis_r", vmin=0, vmax=90, square=True, cbar=False, rasterized=True)
-        sns.heatmap(full, ax=ax, **look)
+        sns.heatmap(full, ax=ax, rasterized=True, **look)
         last = _last_matching(levels[levels.rewind_step == chain.rewind_step.iloc[0]], tables, e)
         for line in (ax.axhline, ax.axvline):
             line(last + 1, color="#d55e00", lw=1.5, ls="--")
-        ticks = np.arange(0, size, max(2, size // 6))
+        ticks = np.array(size[:: max(2, len(size) // 6)])
         ax.set(title=label, xlabel="level", ylabel="level" if ax is axes[0] else "")
         ax.set_xticks(ticks + 0.5, ticks)
         ax.set_yticks(ticks + 0.5, ticks)
         ax.tick_params(labelsize="small", rotation=0)
-    words = "midpoint barrier (percentage points)"
+    words = "midpoint barrier\n(percentage points)"
     figure.colorbar(axes[0].collections[0], ax=axes, shrink=0.7, label=words)
     return figure
 
@@ -526,7 +526,7 @@ def there_or_found(tables: Tables, e: Experiment) -> Figure:
         ax.set_xticks(range(len(steps)), steps)
         ax.set_xlim(-0.3, len(steps) - 0.7)
     axes[0, 0].set_ylabel("share of the probed levels (%)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    plots.legend_above(figure, axes[0, 0])
     return figure
 
 

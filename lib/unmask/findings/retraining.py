@@ -331,7 +331,7 @@ def histograms(tables: Tables, e: Experiment) -> Figure:
     figure.supxlabel("magnitude, in units of the pruning threshold", fontsize="medium")
     axes[0, 0].set_ylabel("density")
     axes[1, 0].set_ylabel("survivors below (%)")
-    axes[0, 3].legend(loc="upper right", fontsize="small")
+    plots.legend_above(figure, axes[0, 0])
     return figure
 
 

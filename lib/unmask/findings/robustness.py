@@ -269,6 +269,5 @@ def perturbed_pairs(tables: Tables, e: Experiment) -> Figure:
     axes[0, 0].set_ylabel("barrier between the two\n(percentage points)")
     axes[1, 0].set_ylabel("test error of the two (%)")
     axes[0, 0].plot([], [], marker="o", color="0.3", label="along IMP's direction", **hollow)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    plots.legend_above(figure, axes[0, 0], columns=4)
     return figure
