@@ -1,5 +1,6 @@
 # make book     compute everything, build the book; with PRESET=smoke, numbers that mean nothing, in
 #               minutes; with FROM=published, compute nothing: the published tables alone
+# make pdf      the book that make book built, as one PDF (needs Chromium)
 # make test     style and imports, unit tests, then every notebook, then the built book
 # make publish  make book, then refresh the pages and the figure that are made from tables
 # make bench    how fast it is, beside the textbook loop and what the machine can do
@@ -10,6 +11,7 @@
 FITS = -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
     $$p $(FITS) && echo $$p && break; done)
+BROWSER ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 BIN = .venv/bin
 # Written last, so that a half-made .venv is never taken for a finished one.
 INSTALLED = .venv/.installed
@@ -18,10 +20,19 @@ INSTALLED = .venv/.installed
 export OMP_NUM_THREADS = 1
 PYTEST = $(BIN)/pytest -q -n auto --maxprocesses 4
 
-.PHONY: book test publish bench clean help
+.PHONY: book pdf test publish bench clean help
 
 book: $(INSTALLED)
 	$(BIN)/python book/build.py $(if $(FROM),--from $(FROM)) $(if $(PRESET),--preset $(PRESET))
+
+ONE = build/_build/singlehtml
+pdf: $(INSTALLED)
+	@test -d build/src || { echo "unmask: no book yet: make book"; exit 1; } >&2
+	@test "$(BROWSER)" || { echo "unmask: no Chromium found; on Debian: apt-get install chromium"; exit 1; } >&2
+	$(BIN)/jupyter-book build build/src --path-output build --builder custom --custom-builder singlehtml -q
+	cp $(ONE)/book/intro.html $(ONE)/one.html # from where its links lead to its figures
+	$(BROWSER) --headless --no-sandbox --disable-gpu --log-level=3 --user-data-dir=build/browser --no-pdf-header-footer \
+	    --virtual-time-budget=100000 --print-to-pdf=build/_build/html/unmask.pdf $(ONE)/one.html
 
 publish: $(INSTALLED)
 	$(BIN)/python book/build.py --publish
