@@ -104,17 +104,17 @@ class Data(NamedTuple):
 
 
 def crop_and_flip(x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Each image (n, channels, size, size) shifted by up to `PADDING` pixels each way, black
+    """Each image (n, channels, height, width) shifted by up to `PADDING` pixels each way, black
     where it leaves an edge behind, and mirrored or not: all equally likely, as its draw (n,)
     says."""
-    size, shifts = x.shape[-1], 2 * PADDING + 1
+    (height, width), shifts = x.shape[-2:], 2 * PADDING + 1
     padded = torch.nn.functional.pad(x, (PADDING,) * 4)
-    rows = (draws % shifts)[:, None] + torch.arange(size, device=x.device)
-    columns = (draws // shifts % shifts)[:, None] + torch.arange(size, device=x.device)
+    rows = (draws % shifts)[:, None] + torch.arange(height, device=x.device)
+    columns = (draws // shifts % shifts)[:, None] + torch.arange(width, device=x.device)
     mirrored = (draws // shifts**2 % 2).bool()[:, None]
     columns = torch.where(mirrored, columns.flip(1), columns)
     images = torch.arange(len(x), device=x.device)[:, None, None]
-    # indices around a slice put its dimension last: (n, size, size, channels)
+    # indices around a slice put its dimension last: (n, height, width, channels)
     return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
