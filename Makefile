@@ -60,11 +60,13 @@ help:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test "$(PYTHON)" && $(PYTHON) $(FITS) \
-	    || { echo "unmask: Python 3.10 to 3.13 is needed; name one with 'make PYTHON=python3.12 ...'"; exit 1; } >&2
+	    || { echo "unmask: Python 3.10 to 3.13 is needed; name one with 'make PYTHON=python3.12 ...', or bring one: uv python install 3.13"; exit 1; } >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	    || { echo "unmask: $(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; } >&2
-	@echo "Installing into .venv: about 6 GB, some minutes"
+	@echo "Installing into .venv: about $(if $(TORCH),2,6) GB, some minutes"
 	@rm -f $@
 	$(PYTHON) -m venv .venv
+	$(if $(TORCH),$(BIN)/pip install -q --disable-pip-version-check uv)
+	$(if $(TORCH),$(BIN)/uv pip install -q -p .venv --torch-backend=$(TORCH) -c constraints.txt torch torchvision)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
