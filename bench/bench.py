@@ -24,9 +24,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 import textbook
 import torch
 import torch.nn.functional as F
+from joblib.externals.loky import get_reusable_executor
 from torch.utils.flop_counter import FlopCounterMode
 
-from unmask import curvature, data, networks
+from unmask import curvature, data, networks, parallel
 from unmask.experiments import PRESETS, experiment
 from unmask.findings import landscape
 from unmask.lab import Lab
@@ -61,6 +62,9 @@ def main():
 
     for name in WORKS:
         note(name, alone(work, name, options.device, rate))
+    note("10,000 empty tasks", alone(empty_tasks, 1))
+    note("10,000 empty tasks, 2 at a time", empty_tasks(2))
+    note("smoke, 2 processes against one", two_at_a_time())
     for name, code in PROGRAMS.items():
         note(name, {"milliseconds": 1000 * seconds(lambda code=code: python("-c", code), 5)})
     if options.open_lth:
@@ -200,6 +204,7 @@ WORKS = {
     "training miniature_fine": (training, "miniature_fine", SHORT),
     "training mnist_lenet": (training, "mnist_lenet", SHORT | {"train_samples": 12_800}),
     "training mnist_resnet20": (training, "mnist_resnet20", IMAGES),
+    "training cifar10_resnet8": (training, "cifar10_resnet8", IMAGES),
     "training cifar10_resnet20": (training, "cifar10_resnet20", IMAGES),
     "barrier, 11 points on 10,000 samples": (barrier, "miniature", {}),
     "all pairs of 12 levels, midpoints": (all_pairs, "miniature", {}),
@@ -250,6 +255,44 @@ def growth(name, device):
         return seconds(setup(random_lab("miniature", device, changes)))
 
     return [[amount, median(once(amount) for _ in range(3))] for amount in amounts]
+
+
+# What it costs to hand out tasks, and what two workers gain
+
+
+def touch(lab, name):
+    (lab.store.root / f"{name}.json").touch()
+
+
+def empty_tasks(jobs, chains=100, length=100):
+    """A task that puts an empty file into the store, in chains; memory is that of who hands out."""
+    tasks, lab = [], random_lab("smoke", "cpu", {})
+    for chain, i in product(range(chains), range(length)):
+        needed, out = frozenset([f"{chain}-{i - 1}"] if i else []), f"{chain}-{i}"
+        tasks.append(parallel.Task(touch, (out,), (parallel.Output(out, out, 1),), (needed,)))
+    with parallel.local(lab, jobs) as found:
+        parallel.run([task._replace(needed=(frozenset(),)) for task in tasks[:2]], found)  # starts
+        before, taken = peak(), seconds(lambda: parallel.run(tasks[2:], found))
+    row = {"milliseconds": 1000 * taken, "per second": len(tasks[2:]) / taken}
+    if jobs == 1:  # whatever this process did before takes more
+        return row | {"peak MB": peak() - before}
+    get_reusable_executor().shutdown(kill_workers=True)
+    return row
+
+
+def two_at_a_time():
+    """How many times as fast two processes are as one, start included, from an empty store."""
+
+    def once(jobs):
+        with tempfile.TemporaryDirectory(dir=SCRATCH) as store:
+            options = "--set", "steps=1000", "--tables", "levels,segments", "--jobs", str(jobs)
+            command = "-m", "unmask", "run", "smoke", *options
+            quiet = {"env": os.environ | {"UNMASK_STORE": store}, "stderr": subprocess.DEVNULL}
+            return seconds(lambda: python(*command, **quiet))
+
+    pairs = [(once(1), once(2)) for _ in range(2)]
+    times = median(one / two for one, two in pairs)
+    return {"milliseconds": 1000 * median(two for _, two in pairs), "ours, times as fast": times}
 
 
 # What open_lth as of 2021 needs to start with today's torch and numpy; its training loop is as it
