@@ -202,6 +202,45 @@ def test_pairs_that_tell_where_imp_matches_are_told_from_those_that_do_not():
     assert len(diagnosis.told(published(perfect, careful), e).axes) == 2
 
 
+def test_the_area_is_the_share_of_cases_that_are_in_order():
+    values, positive = pd.Series([1.0, 2.0, 3.0, 3.0]), pd.Series([False, True, False, True])
+    # 2 is above 1 and below 3; 3 is above 1 and equal to 3
+    assert diagnosis.area(values, positive) == (1 + 0 + 1 + 0.5) / 4
+    assert diagnosis.area(-values, positive) == 1 - (1 + 0 + 1 + 0.5) / 4
+    assert pd.isna(diagnosis.area(values, positive | True))
+
+
+def chains_that_end(heights, errors, seeds=4):
+    """Levels with these errors, the dense one first, each behind such a barrier from the one
+    before, from two rewind steps."""
+    places = [(seed, step) for seed in range(seeds) for step in (5, 10)]
+    levels = [(*at, level, error) for at in places for level, error in enumerate(errors)]
+    pairs = [(*at, level, level + 1, high) for at in places for level, high in enumerate(heights)]
+    pairs += [(*at, 0, len(heights), 0.9) for at in places]  # not successive: tells nothing
+    names = ["seed", "rewind_step", "level"]
+    levels = pd.DataFrame(levels, columns=[*names, "test_error"]).assign(density=0.5)
+    return {"levels": levels, "pairs": pd.DataFrame(pairs, columns=[*names, "other", "barrier"])}
+
+
+def test_signs_that_the_next_level_will_not_match_are_told_from_those_that_do_not():
+    e = hand_made.E.but(rewind_steps=[5, 10], levels=6, seeds=4)
+    errors = [0.04, 0.04, 0.041, 0.042, 0.040, 0.2, 0.3]  # level 4 is the last that matches
+    found = chains_that_end([0, 0, 0.003, 0.001, 0.004, 0.3, 0.4], errors)
+    rows = diagnosis.last_matches(found, e).query("seed == 0 and rewind_step == 10")
+    assert rows.level.tolist() == [2, 3, 4] and rows.ends.tolist() == [False, False, True]
+    assert rows.barrier.tolist() == [0, 0.003, 0.001]
+    assert rows.rise.tolist() == pytest.approx([0, 0.003, -0.002])
+    assert rows.excess.tolist() == pytest.approx([0.001, 0.002, 0])
+    told = {one.claim: one.mean for one in diagnosis.when_to_stop(found, e).evidence}
+    # barrier: one of two in order; its rise and the error: none
+    assert list(told.values()) == [0, 0.5, -0.5, 0, -0.5, 0.5]
+    perfect = diagnosis.when_to_stop(chains_that_end([0, 0, 0.001, 0.009, 0.3, 0.4], errors), e)
+    assert [one.verdict for one in perfect.evidence][:4] == ["holds"] * 4
+    # a chain that does not end has no case
+    endless = diagnosis.when_to_stop(chains_that_end([0, 0, 0.001, 0, 0, 0], [0.04] * 7), e)
+    assert {one.words() for one in endless.evidence} == {"no seed has a case"}
+
+
 def test_a_network_at_chance_is_told_and_not_asked_further(store):
     e = experiment("smoke", lr=1e-6)
     found = Diagnosis(e, store, jobs=1)

@@ -296,15 +296,21 @@ def pairs_and_imp(found: Tables, e: Experiment) -> pd.DataFrame:
     return pairs.merge(sparse, on=["seed", "rewind_step"]).sort_values("rewind_step")
 
 
+def area(values: pd.Series, positive: pd.Series) -> float:
+    """Under the receiver operating characteristic (AUC): of all two cases of which one is positive,
+    the share where that has the larger value; equal values count half, NaN if there are none."""
+    yes, no = values[positive], values[~positive]
+    cases = len(yes) * len(no)
+    return mannwhitneyu(yes, no).statistic / cases if cases else float("nan")
+
+
 def told_apart(found: Tables, e: Experiment) -> pd.DataFrame:
     """By seed, level and length, over rewind steps: does the barrier of the pair tell whether IMP
     matches? Columns: auc (a smaller barrier where it matches: the share of cases, half for equal
     ones), late (how many rewind steps the first connected pair is after the first match)."""
     rows = []
     for keys, here in pairs_and_imp(found, e).groupby(["seed", "level", "length"]):
-        no, yes = (here.barrier[here.matching == matches] for matches in (False, True))
-        cases = len(no) * len(yes)
-        auc = mannwhitneyu(no, yes).statistic / cases if cases else float("nan")
+        auc = area(here.barrier, ~here.matching)
         # the place of the first, or one after all of them
         both = is_connected(here.barrier, e), here.matching
         connected, matching = ([*each, True].index(True) for each in both)
@@ -324,6 +330,49 @@ def trusted(found: Tables, e: Experiment) -> Verdicts:
     words = "how much later than IMP's first match the first connected pair is"
     claims.measure(figure, f"{words}: apart by d_L", "rewind steps tried", late[PRUNING])
     claims.measure(figure, f"{words}: by the noise of SGD", "rewind steps tried", late[NOISE])
+    return Verdicts(claims.evidence)
+
+
+# When to stop: does a level that matches tell that the next one does not?
+
+SIGNS = {
+    "barrier": "the barrier to the level before",
+    "rise": "the rise of that barrier",
+    "excess": "the level's own error",
+}
+
+
+def last_matches(found: Tables, e: Experiment) -> pd.DataFrame:
+    """Levels of IMP that match, from level 2 to the last but one, with `ends`: does the next one
+    not match? And with the `SIGNS` of it: `barrier` to the level before, its `rise` from that of
+    the level before, `excess` (error above the seed's reference)."""
+    keys = ["seed", "rewind_step", "level"]
+    levels = with_matching(found, e).sort_values(keys)
+    pairs = found["pairs"].query("other == level + 1").drop(columns="level")
+    table = levels.merge(pairs.rename(columns={"other": "level"}), on=keys)
+    chains = table.groupby(keys[:2])
+    following = chains.matching.shift(-1)
+    table = table.assign(rise=chains.barrier.diff(), ends=following.eq(False))
+    return table[table.matching & following.notna() & table.rise.notna()]
+
+
+def when_to_stop(found: Tables, e: Experiment) -> Verdicts:
+    """By the rule of the book, a number for each seed; from the last rewind step, and shown from
+    the one before."""
+    claims, figure = Claims("diagnosis", found, e), "fig-stop"
+    groups = last_matches(found, e).groupby(["seed", "rewind_step"])
+    auc = pd.DataFrame({s: groups.apply(lambda g, s=s: area(g[s], g.ends)) for s in SIGNS})
+    late, own = auc.xs(e.latest, level="rewind_step"), SIGNS["excess"]
+    for sign in ("barrier", "rise"):
+        claim = f"{SIGNS[sign]} tells that the next level will not match"
+        claims.add(figure, claim, "AUC above 1/2", late[sign] - 0.5)
+        claim = f"{SIGNS[sign]} tells it better than {own}"
+        claims.add(figure, claim, "AUC", late[sign] - late.excess)
+    claims.measure(figure, f"how well {own} tells it", "AUC above 1/2", late.excess - 0.5)
+    for step in e.rewind_steps[-2:-1]:
+        before = auc.xs(step, level="rewind_step")
+        words = f"from step {step}: how much better the barrier tells it"
+        claims.measure(figure, words, "AUC", before.barrier - before.excess)
     return Verdicts(claims.evidence)
 
 
