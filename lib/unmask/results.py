@@ -66,7 +66,7 @@ def publish(
         said = f"{target} has the tables of another experiment; delete it, or take another name"
         raise UnmaskError(f"publish={name!r}: {said}")
     # What is there and in this store as well is written anew, by one program from one store.
-    possible = set(tables.known_tables())
+    possible = set(tables.known_tables(asked=True))
     wanted = possible if wanted is None else {*wanted, *there} & possible
     names = tables.complete(lab, sorted(wanted))
     if not names:

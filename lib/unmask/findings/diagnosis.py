@@ -12,6 +12,7 @@ import dataclasses
 import html
 import io
 import json
+import math
 import textwrap
 import time
 from bisect import bisect_left
@@ -20,6 +21,7 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import mannwhitneyu
@@ -34,8 +36,9 @@ from ..parallel import check_jobs
 from ..plots import PERCENT
 from ..store import Store, commit, processor, write_atomically, writing
 from ..tables import Part, table
-from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Claims, Tables, Verdicts, barrier
-from ..verdicts import in_sublevel_set, is_at_chance, is_at_most, is_connected, with_matching
+from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Claims, Tables, Verdicts, at_latest
+from ..verdicts import barrier, in_sublevel_set, is_at_chance, is_at_most, is_connected
+from ..verdicts import is_matching, reference_errors, with_matching
 
 NOISE, PRUNING = 0, 1  # how far the two of a pair start apart, in units of d_L
 UNASKED = "Not asked: it takes a trained network that learns."
@@ -127,6 +130,16 @@ def brief(e: Experiment, *keys) -> int:
     return max(1, round(BRIEF * e.steps))
 
 
+def cut_and_tuned(lab, state, mask, level: int, order: tuple):
+    """A solution cut to as many weights as `level` of IMP keeps, and what that is fine-tuned to
+    within the new mask, briefly and at the last learning rate."""
+    mask = unmask.pruning.prune_magnitude(state, mask, lab.survivors(level))
+    near = unmask.pruning.apply(mask, state)
+    start = unmask.train.Start(near, mask, order)
+    step = lab.experiment.steps - brief(lab.experiment)
+    return near, *lab.trained([start], step, fine_tune=True)
+
+
 @table(
     ("seed", "level"),
     asked=True,
@@ -138,14 +151,11 @@ def brief(e: Experiment, *keys) -> int:
 def cuts(lab, seed, level) -> pd.DataFrame:
     """The dense solution cut at once to as many weights as `level` of IMP keeps.
 
-    Columns: weights ("projection", or "fine-tuned" from there within the mask, briefly and at the
-    last learning rate), density, test_error, solution_error, barrier (to the solution)."""
-    e, rows, (solution,) = lab.experiment, [], lab.tickets([dense(seed)])
-    mask = unmask.pruning.prune_magnitude(solution.state, solution.mask, lab.survivors(level))
-    near = unmask.pruning.apply(mask, solution.state)
-    start = unmask.train.Start(near, mask, (seed, "order", 0, "cut"))
-    (tuned,) = lab.trained([start], e.steps - brief(e), fine_tune=True)
-    for weights, state in (("projection", near), ("fine-tuned", tuned)):
+    Columns: weights ("projection" or "fine-tuned", see `cut_and_tuned`), density, test_error,
+    solution_error, barrier (to the solution)."""
+    rows, (solution,) = [], lab.tickets([dense(seed)])
+    both = cut_and_tuned(lab, solution.state, solution.mask, level, (seed, "order", 0, "cut"))
+    for weights, state in zip(("projection", "fine-tuned"), both):
         path = lab.path(solution.state, state)
         before, error = path.test_error.iloc[[0, -1]]
         rows.append((weights, lab.density(level), error, before, barrier(path)))
@@ -167,6 +177,97 @@ def imp_levels(lab, seed, rewind_step, level) -> pd.DataFrame:
     path = lab.path(before.state, after.state)
     row = lab.density(level), path.test_error.iloc[-1], barrier(path)
     return pd.DataFrame([row], columns=["density", "test_error", "barrier"])
+
+
+# Fewer and larger cuts
+
+STRIDES = (2, 3)  # levels of IMP that are cut at once, beside all of them
+ADAPTIVE = 0  # as many as geometry allows
+LOOKS = 3  # points on the segment to a network that is tried
+
+
+def goal(e: Experiment) -> int:
+    """The level of IMP to reach: the first that keeps at most half of `ticket_density`, or the
+    last."""
+    levels = math.log(e.ticket_density / 2) / math.log(1 - e.prune_fraction)
+    return min(e.levels, math.ceil(levels))
+
+
+@dataclasses.dataclass
+class Way:
+    """A chain of IMP on its way down: what it has reached, and how many networks it has `trained`,
+    and `tried` by fine-tuning. The `stride` of an adaptive one is its last."""
+
+    name: int
+    stride: int
+    state: dict
+    mask: dict
+    level: int = 0
+    trained: int = 0
+    tried: int = 0
+
+    def widest(self, lab, seed: int, end: int) -> int:
+        """How many levels can be cut at once: by bisection the most, up to the last stride, that
+        leave a network which, fine-tuned, has a barrier of at most epsilon to the solution; one
+        needs no try."""
+
+        def too_many(stride: int) -> bool:
+            self.tried += 1
+            order = (seed, "order", self.trained + 1, "cut")
+            _, tuned = cut_and_tuned(lab, self.state, self.mask, self.level + stride, order)
+            path = lab.path(self.state, tuned, unmask.barriers.grid(LOOKS))
+            return not is_at_most(barrier(path), lab.experiment.epsilon)
+
+        most = min(self.stride, end - self.level)
+        return 1 + bisect_left(range(2, most + 1), True, key=too_many)
+
+
+def cost(e: Experiment, trained, tried):
+    """Of a chain in training steps: the dense run, levels trained and measured, tries fine-tuned
+    and measured on their segment. Forward and backward are about three times forward."""
+    measured = e.evaluated[0] / (3 * e.batch_size)
+    each = brief(e) + LOOKS * measured
+    return e.steps + trained * (e.steps - e.latest + measured) + tried * each
+
+
+def _retrained(e: Experiment, seed: int) -> float:
+    fixed = sum(math.ceil(goal(e) / stride) for stride in (*STRIDES, goal(e)))
+    return (fixed + 4) * (e.steps - e.latest) + 10 * brief(e)  # of the adaptive one, a guess
+
+
+@table(
+    ("seed",),
+    asked=True,
+    cases=lambda e: [(seed,) for seed in e.all_seeds],
+    reads=("rewind_steps", "levels", "ticket_density", "epsilon"),
+    steps=_retrained,
+    needs=_dense,
+)
+def schedules(lab, seed) -> pd.DataFrame:
+    """IMP from the last rewind step down to the density of level `goal`, several levels' worth of
+    weights cut at once; but for that as IMP.
+
+    Columns: stride (how many; of `STRIDES`, all of them, or `ADAPTIVE`), level (of IMP that is as
+    sparse), density, trained, tried (networks of the chain until here), test_error."""
+    e, end, rows = lab.experiment, goal(lab.experiment), []
+    here, (solution,) = lab.rewind_point(seed, e.latest), lab.tickets([dense(seed)])
+    strides = dict.fromkeys((*STRIDES, end, ADAPTIVE))
+    going = [Way(name, name or end, solution.state, solution.mask) for name in strides]
+    while going := [way for way in going if way.level < end]:
+        starts = []
+        for way in going:
+            if way.name == ADAPTIVE:
+                way.stride = way.widest(lab, seed, end)
+            way.level = min(end, way.level + way.stride)
+            keep = lab.survivors(way.level)
+            way.mask = unmask.pruning.prune_magnitude(way.state, way.mask, keep)
+            way.trained += 1
+            starts.append(unmask.train.Start(here, way.mask, (seed, "order", way.trained)))
+        for way, way.state in zip(going, lab.trained(starts, e.latest)):
+            counts = way.trained, way.tried, lab.evaluate(way.state).error
+            rows.append((way.name, way.level, lab.density(way.level), *counts))
+    columns = ["stride", "level", "density", "trained", "tried", "test_error"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 # How it is judged: what answers are, from tables: a verdict, a few words, and sentences
@@ -330,6 +431,48 @@ def trusted(found: Tables, e: Experiment) -> Verdicts:
     words = "how much later than IMP's first match the first connected pair is"
     claims.measure(figure, f"{words}: apart by d_L", "rewind steps tried", late[PRUNING])
     claims.measure(figure, f"{words}: by the noise of SGD", "rewind steps tried", late[NOISE])
+    return Verdicts(claims.evidence)
+
+
+# Adaptive IMP: is a ticket cheaper if each cut is chosen by geometry?
+
+
+def named(e: Experiment, stride: int) -> str:
+    """A way to prune, in words."""
+    share = 1 - (1 - e.prune_fraction) ** stride
+    if stride == ADAPTIVE:
+        return "chosen by geometry"
+    return f"{share:.0%} at once" if stride == goal(e) else f"{share:.0%} a level"
+
+
+def at_goal(found: Tables, e: Experiment) -> pd.DataFrame:
+    """The chains of "schedules" and IMP's own (stride 1) where they are as sparse as level `goal`:
+    with `excess` (error above the seed's reference), `matching`, `cost` and `total`: training steps
+    until there is a network so sparse that matches. Whoever misses prunes again, level by level; it
+    is NaN where that misses as well."""
+    imp = at_latest(found["levels"], e)
+    imp = imp.assign(stride=1, trained=imp.level, tried=0)
+    table = pd.concat([found["schedules"], imp], join="inner", ignore_index=True)
+    table = table[table.level == goal(e)]
+    excess = table.test_error - table.seed.map(reference_errors(found))
+    matching, spent = is_matching(table, found, e), cost(e, table.trained, table.tried)
+    safe = table.seed.map(table[(table.stride == 1) & matching].set_index("seed").trained)
+    total = spent.where(matching, spent + cost(e, safe, 0) - e.steps)
+    return table.assign(excess=excess, matching=matching, cost=spent, total=total)
+
+
+def cheaper(found: Tables, e: Experiment) -> Verdicts:
+    """By the rule of the book, a number for each seed."""
+    claims, figure = Claims("diagnosis", found, e), "fig-schedules"
+    total = at_goal(found, e).pivot(index="seed", columns="stride", values="total")
+    unit = "log of how many times as many training steps"
+    for stride in (1, *STRIDES, goal(e)):
+        claim = f"a cut {named(e, ADAPTIVE)} gets there in fewer steps than {named(e, stride)}"
+        claims.add(figure, claim, unit, np.log(total[stride] / total[ADAPTIVE]))
+    small = e.prune_fraction / 2
+    levels = math.ceil(goal(e) * math.log(1 - e.prune_fraction) / math.log(1 - small))
+    claim = f"and in fewer than {small:.0%} a level, even if that never missed"
+    claims.add(figure, claim, unit, np.log(cost(e, levels, 0) / total[ADAPTIVE]))
     return Verdicts(claims.evidence)
 
 
@@ -616,4 +759,47 @@ def told(found: Tables, e: Experiment) -> Figure:
         ax.set_xticks(range(len(places)), places)
     axes[0].set_ylabel("barrier (points)")
     axes[1].legend(fontsize="small")
+    return figure
+
+
+def schedules_compared(found: Tables, e: Experiment) -> Figure:
+    """A row for each way to prune down to level `goal`, a dot for each seed; filled where the
+    network there matches. Left: what it cost until there is one that matches; the bar is the chain
+    alone. Right: its error above the reference."""
+    figure, (axes,) = plots.panels(2, width=4.5, height=3.2, sharey=True)
+    table = at_goal(found, e)
+    aside = 0.4 * ((table.seed - e.first_seed) / max(1, e.seeds - 1) - 0.5)
+    names = [1, *STRIDES, goal(e), ADAPTIVE]
+    at = table.stride.map(names.index)
+    axes[0].barh(at, table.groupby("stride").cost.transform("mean") / 1000, color="0.85")
+    for ax, values in zip(axes, (table.total / 1000, PERCENT * table.excess)):
+        for matches, look in plots.styles([True, False]).items():
+            here = table.matching == matches
+            label = f"{'matches' if matches else 'does not match'}"
+            look |= {"ls": "none", "label": label} | ({} if matches else {"mfc": "none"})
+            ax.plot(values[here], (at + aside)[here], **look)
+    axes[0].set(xlabel="training steps to a network that matches\n(thousands)")
+    axes[0].set_yticks(range(len(names)), [named(e, stride) for stride in names])
+    axes[0].invert_yaxis()
+    axes[1].axvline(PERCENT * e.epsilon, color="0.3", lw=1, ls=":")
+    axes[1].set(xlabel="error above the reference, there (points)")
+    axes[1].legend(fontsize="small")
+    return figure
+
+
+def last_signs(found: Tables, e: Experiment) -> Figure:
+    """What levels that match show, from the last rewind step, a dot for each seed, a panel for each
+    of `SIGNS`. Hollow: the next level does not match."""
+    figure, axes = plots.panels(len(SIGNS), width=3, height=3.2)
+    table = at_latest(last_matches(found, e), e)
+    aside = 0.5 * ((table.seed - e.first_seed) / max(1, e.seeds - 1) - 0.5)
+    for ax, (sign, words) in zip(axes[0], SIGNS.items()):
+        for ends, look in plots.styles([False, True]).items():
+            rows = table[table.ends == ends]
+            look |= {"ls": "none", "label": f"the next {'does not match' if ends else 'matches'}"}
+            look |= {"mfc": "none"} if ends else {}
+            ax.plot(rows.level + aside[rows.index], PERCENT * rows[sign], **look)
+        ax.set(title=words, xlabel="level")
+    axes[0, 0].set_ylabel("points")
+    axes[0, 0].legend(fontsize="small")
     return figure
