@@ -16,11 +16,10 @@ from unmask.cli import main
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
 from unmask.findings import diagnosis
-from unmask.findings.diagnosis import ADAPTIVE, NOISE, PRUNING, Diagnosis, Way, bracket
-from unmask.findings.diagnosis import candidates
+from unmask.findings.diagnosis import ADAPTIVE, NOISE, PRUNING, Diagnosis, bracket, candidates
 from unmask.lab import Lab
 from unmask.train import Start, generator
-from unmask.verdicts import FAILS, HOLDS, UNDECIDED, barrier
+from unmask.verdicts import FAILS, HOLDS, UNDECIDED, area, barrier
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +208,9 @@ def test_pairs_that_tell_where_imp_matches_are_told_from_those_that_do_not():
 def test_the_area_is_the_share_of_cases_that_are_in_order():
     values, positive = pd.Series([1.0, 2.0, 3.0, 3.0]), pd.Series([False, True, False, True])
     # 2 is above 1 and below 3; 3 is above 1 and equal to 3
-    assert diagnosis.area(values, positive) == (1 + 0 + 1 + 0.5) / 4
-    assert diagnosis.area(-values, positive) == 1 - (1 + 0 + 1 + 0.5) / 4
-    assert pd.isna(diagnosis.area(values, positive | True))
+    assert area(values, positive) == (1 + 0 + 1 + 0.5) / 4
+    assert area(-values, positive) == 1 - (1 + 0 + 1 + 0.5) / 4
+    assert pd.isna(area(values, positive | True))
 
 
 def chains_that_end(heights, errors, seeds=4):
@@ -240,6 +239,7 @@ def test_signs_that_the_next_level_will_not_match_are_told_from_those_that_do_no
     assert list(told.values()) == [0, 0.5, -0.5, 0, -0.5, 0.5]
     perfect = diagnosis.when_to_stop(chains_that_end([0, 0, 0.001, 0.009, 0.3, 0.4], errors), e)
     assert [one.verdict for one in perfect.evidence][:4] == ["holds"] * 4
+    assert len(diagnosis.last_signs(found, e).axes) == 3
     # a chain that does not end has no case
     endless = diagnosis.when_to_stop(chains_that_end([0, 0, 0.001, 0, 0, 0], [0.04] * 7), e)
     assert {one.words() for one in endless.evidence} == {"no seed has a case"}
@@ -266,15 +266,14 @@ def test_the_widest_cut_in_a_quadratic_bowl_is_that_of_its_closed_form(epsilon, 
         path=path,
     )
 
-    def asked(stride, end):
-        way = Way(ADAPTIVE, stride, at, {"w": torch.ones(100, dtype=torch.bool)})
-        return way.widest(lab, 0, end), way.tried
+    def asked(most):
+        mask = {"w": torch.ones(100, dtype=torch.bool)}
+        return diagnosis.widest(lab, at, mask, 0, most, ("cut",))
 
-    chosen, tries = asked(10, 10)
+    chosen, tries = asked(10)
     assert chosen == widest and 3 <= tries <= 4  # of 2 to 10
-    # no more than last time, no further than the end; and one level needs no try
-    assert asked(2, 10)[0] == asked(10, 2)[0] == min(widest, 2)
-    assert asked(1, 10) == asked(10, 1) == (1, 0)
+    assert asked(2)[0] == min(widest, 2)
+    assert asked(1) == (1, 0)  # it needs no try
 
 
 def test_chains_cut_what_they_say_from_the_rewind_point_and_masks_nest(smoke_store, monkeypatch):
@@ -337,7 +336,9 @@ def test_whoever_misses_prunes_again_level_by_level():
     first, second, *_ = told.values()
     assert first.mean == pytest.approx(math.log(cost(3, 0) / cost(2, 1))) and len(first.values) == 3
     assert second.mean == 0 and len(second.values) == 4
-    assert len(diagnosis.schedules_compared(found, e).axes) == 2
+    (ax,) = diagnosis.schedules_compared(found, e).axes
+    assert [bar.get_height() for bar in ax.patches][0] == pytest.approx(cost(3, 0) / 1000)
+    assert len(ax.get_xticklabels()) == 4
 
 
 def test_a_network_at_chance_is_told_and_not_asked_further(store):

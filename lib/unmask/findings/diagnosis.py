@@ -24,7 +24,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import mannwhitneyu
 
 import unmask
 
@@ -37,8 +36,8 @@ from ..plots import PERCENT
 from ..store import Store, commit, processor, write_atomically, writing
 from ..tables import Part, table
 from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Claims, Tables, Verdicts, at_latest
-from ..verdicts import barrier, in_sublevel_set, is_at_chance, is_at_most, is_connected
-from ..verdicts import is_matching, reference_errors, with_matching
+from ..verdicts import area, barrier, in_sublevel_set, is_at_chance, is_at_most, is_connected
+from ..verdicts import is_matching, with_matching
 
 NOISE, PRUNING = 0, 1  # how far the two of a pair start apart, in units of d_L
 UNASKED = "Not asked: it takes a trained network that learns."
@@ -187,52 +186,31 @@ LOOKS = 3  # points on the segment to a network that is tried
 
 
 def goal(e: Experiment) -> int:
-    """The level of IMP to reach: the first that keeps at most half of `ticket_density`, or the
-    last."""
-    levels = math.log(e.ticket_density / 2) / math.log(1 - e.prune_fraction)
-    return min(e.levels, math.ceil(levels))
+    """The level of IMP to reach: the first with at most half of `ticket_density`, or the last."""
+    return min(e.levels, math.ceil(math.log(e.ticket_density / 2, 1 - e.prune_fraction)))
 
 
-@dataclasses.dataclass
-class Way:
-    """A chain of IMP on its way down: what it has reached, and how many networks it has `trained`,
-    and `tried` by fine-tuning. The `stride` of an adaptive one is its last."""
+def widest(lab, state, mask, level: int, most: int, order: tuple) -> tuple[int, int]:
+    """How many levels can be cut at once, and how many networks it took to find out: by bisection
+    the most, up to `most`, that leave one which, fine-tuned, has a barrier of at most epsilon to
+    the solution; a single level needs no try."""
+    tried = []
 
-    name: int
-    stride: int
-    state: dict
-    mask: dict
-    level: int = 0
-    trained: int = 0
-    tried: int = 0
+    def too_many(stride: int) -> bool:
+        tried.append(stride)
+        _, tuned = cut_and_tuned(lab, state, mask, level + stride, order)
+        path = lab.path(state, tuned, unmask.barriers.grid(LOOKS))
+        return not is_at_most(barrier(path), lab.experiment.epsilon)
 
-    def widest(self, lab, seed: int, end: int) -> int:
-        """How many levels can be cut at once: by bisection the most, up to the last stride, that
-        leave a network which, fine-tuned, has a barrier of at most epsilon to the solution; one
-        needs no try."""
-
-        def too_many(stride: int) -> bool:
-            self.tried += 1
-            order = (seed, "order", self.trained + 1, "cut")
-            _, tuned = cut_and_tuned(lab, self.state, self.mask, self.level + stride, order)
-            path = lab.path(self.state, tuned, unmask.barriers.grid(LOOKS))
-            return not is_at_most(barrier(path), lab.experiment.epsilon)
-
-        most = min(self.stride, end - self.level)
-        return 1 + bisect_left(range(2, most + 1), True, key=too_many)
+    return 1 + bisect_left(range(2, most + 1), True, key=too_many), len(tried)
 
 
 def cost(e: Experiment, trained, tried):
-    """Of a chain in training steps: the dense run, levels trained and measured, tries fine-tuned
-    and measured on their segment. Forward and backward are about three times forward."""
+    """In training steps: the dense run, levels trained and measured, tries fine-tuned and measured
+    on their segment. Forward and backward are about three times forward."""
     measured = e.evaluated[0] / (3 * e.batch_size)
     each = brief(e) + LOOKS * measured
     return e.steps + trained * (e.steps - e.latest + measured) + tried * each
-
-
-def _retrained(e: Experiment, seed: int) -> float:
-    fixed = sum(math.ceil(goal(e) / stride) for stride in (*STRIDES, goal(e)))
-    return (fixed + 4) * (e.steps - e.latest) + 10 * brief(e)  # of the adaptive one, a guess
 
 
 @table(
@@ -240,32 +218,30 @@ def _retrained(e: Experiment, seed: int) -> float:
     asked=True,
     cases=lambda e: [(seed,) for seed in e.all_seeds],
     reads=("rewind_steps", "levels", "ticket_density", "epsilon"),
-    steps=_retrained,
+    steps=lambda e, seed: 2 * goal(e) * (e.steps - e.latest),  # about
     needs=_dense,
 )
 def schedules(lab, seed) -> pd.DataFrame:
     """IMP from the last rewind step down to the density of level `goal`, several levels' worth of
-    weights cut at once; but for that as IMP.
+    weights cut at once; but for that as IMP. An adaptive cut is no wider than the one before.
 
     Columns: stride (how many; of `STRIDES`, all of them, or `ADAPTIVE`), level (of IMP that is as
     sparse), density, trained, tried (networks of the chain until here), test_error."""
     e, end, rows = lab.experiment, goal(lab.experiment), []
     here, (solution,) = lab.rewind_point(seed, e.latest), lab.tickets([dense(seed)])
-    strides = dict.fromkeys((*STRIDES, end, ADAPTIVE))
-    going = [Way(name, name or end, solution.state, solution.mask) for name in strides]
-    while going := [way for way in going if way.level < end]:
-        starts = []
-        for way in going:
-            if way.name == ADAPTIVE:
-                way.stride = way.widest(lab, seed, end)
-            way.level = min(end, way.level + way.stride)
-            keep = lab.survivors(way.level)
-            way.mask = unmask.pruning.prune_magnitude(way.state, way.mask, keep)
-            way.trained += 1
-            starts.append(unmask.train.Start(here, way.mask, (seed, "order", way.trained)))
-        for way, way.state in zip(going, lab.trained(starts, e.latest)):
-            counts = way.trained, way.tried, lab.evaluate(way.state).error
-            rows.append((way.name, way.level, lab.density(way.level), *counts))
+    for name in (*sorted({*STRIDES, end}), ADAPTIVE):
+        (state, mask, _), level, stride, tried = solution, 0, name or end, 0
+        for trained in range(1, end + 1):
+            order, stride, more = (seed, "order", trained), min(stride, end - level), 0
+            if name == ADAPTIVE:
+                stride, more = widest(lab, state, mask, level, stride, (*order, "cut"))
+            level, tried = level + stride, tried + more
+            mask = unmask.pruning.prune_magnitude(state, mask, lab.survivors(level))
+            (state,) = lab.trained([unmask.train.Start(here, mask, order)], e.latest)
+            error = lab.evaluate(state).error
+            rows.append((name, level, lab.density(level), trained, tried, error))
+            if level == end:
+                break
     columns = ["stride", "level", "density", "trained", "tried", "test_error"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -397,14 +373,6 @@ def pairs_and_imp(found: Tables, e: Experiment) -> pd.DataFrame:
     return pairs.merge(sparse, on=["seed", "rewind_step"]).sort_values("rewind_step")
 
 
-def area(values: pd.Series, positive: pd.Series) -> float:
-    """Under the receiver operating characteristic (AUC): of all two cases of which one is positive,
-    the share where that has the larger value; equal values count half, NaN if there are none."""
-    yes, no = values[positive], values[~positive]
-    cases = len(yes) * len(no)
-    return mannwhitneyu(yes, no).statistic / cases if cases else float("nan")
-
-
 def told_apart(found: Tables, e: Experiment) -> pd.DataFrame:
     """By seed, level and length, over rewind steps: does the barrier of the pair tell whether IMP
     matches? Columns: auc (a smaller barrier where it matches: the share of cases, half for equal
@@ -434,88 +402,79 @@ def trusted(found: Tables, e: Experiment) -> Verdicts:
     return Verdicts(claims.evidence)
 
 
-# Adaptive IMP: is a ticket cheaper if each cut is chosen by geometry?
+# Is a ticket cheaper if geometry chooses each cut?
 
 
-def named(e: Experiment, stride: int) -> str:
-    """A way to prune, in words."""
-    share = 1 - (1 - e.prune_fraction) ** stride
-    if stride == ADAPTIVE:
-        return "chosen by geometry"
-    return f"{share:.0%} at once" if stride == goal(e) else f"{share:.0%} a level"
+def ways(e: Experiment) -> dict[int, str]:
+    """How to prune, in words, by stride."""
+    shares = {n: 1 - (1 - e.prune_fraction) ** n for n in (1, *STRIDES, goal(e))}
+    words = {n: f"{s:.0%} {'at once' if n == goal(e) else 'a level'}" for n, s in shares.items()}
+    return words | {ADAPTIVE: "chosen by geometry"}
 
 
 def at_goal(found: Tables, e: Experiment) -> pd.DataFrame:
-    """The chains of "schedules" and IMP's own (stride 1) where they are as sparse as level `goal`:
-    with `excess` (error above the seed's reference), `matching`, `cost` and `total`: training steps
-    until there is a network so sparse that matches. Whoever misses prunes again, level by level; it
-    is NaN where that misses as well."""
+    """The chains of "schedules", and IMP's own (stride 1), as sparse as level `goal`: with
+    `matching`, `cost` and `total`, the training steps until there is one that matches. Whoever
+    misses prunes again, level by level; it is NaN where that misses as well."""
     imp = at_latest(found["levels"], e)
     imp = imp.assign(stride=1, trained=imp.level, tried=0)
     table = pd.concat([found["schedules"], imp], join="inner", ignore_index=True)
     table = table[table.level == goal(e)]
-    excess = table.test_error - table.seed.map(reference_errors(found))
     matching, spent = is_matching(table, found, e), cost(e, table.trained, table.tried)
-    safe = table.seed.map(table[(table.stride == 1) & matching].set_index("seed").trained)
-    total = spent.where(matching, spent + cost(e, safe, 0) - e.steps)
-    return table.assign(excess=excess, matching=matching, cost=spent, total=total)
+    again = table.seed.map(table[(table.stride == 1) & matching].set_index("seed").trained)
+    total = spent.where(matching, spent + cost(e, again, 0) - e.steps)
+    return table.assign(matching=matching, cost=spent, total=total)
 
 
 def cheaper(found: Tables, e: Experiment) -> Verdicts:
     """By the rule of the book, a number for each seed."""
-    claims, figure = Claims("diagnosis", found, e), "fig-schedules"
+    claims, half = Claims("diagnosis", found, e), e.prune_fraction / 2
     total = at_goal(found, e).pivot(index="seed", columns="stride", values="total")
-    unit = "log of how many times as many training steps"
-    for stride in (1, *STRIDES, goal(e)):
-        claim = f"a cut {named(e, ADAPTIVE)} gets there in fewer steps than {named(e, stride)}"
-        claims.add(figure, claim, unit, np.log(total[stride] / total[ADAPTIVE]))
-    small = e.prune_fraction / 2
-    levels = math.ceil(goal(e) * math.log(1 - e.prune_fraction) / math.log(1 - small))
-    claim = f"and in fewer than {small:.0%} a level, even if that never missed"
-    claims.add(figure, claim, unit, np.log(cost(e, levels, 0) / total[ADAPTIVE]))
+    levels = math.ceil(goal(e) * math.log(1 - e.prune_fraction, 1 - half))
+    others = {words: total[stride] for stride, words in ways(e).items() if stride != ADAPTIVE}
+    others[f"{half:.0%} a level, even if that never missed"] = cost(e, levels, 0)
+    for words, steps in others.items():
+        claim = f"a cut {ways(e)[ADAPTIVE]} gets there in fewer steps than {words}"
+        unit = "log of how many times as many training steps"
+        claims.add("fig-schedules", claim, unit, np.log(steps / total[ADAPTIVE]))
     return Verdicts(claims.evidence)
 
 
 # When to stop: does a level that matches tell that the next one does not?
 
-SIGNS = {
-    "barrier": "the barrier to the level before",
-    "rise": "the rise of that barrier",
-    "excess": "the level's own error",
-}
+SIGNS = {"barrier": "the barrier to the level before", "rise": "the rise of that barrier"}
+OWN = {"excess": "the level's own error"}
 
 
 def last_matches(found: Tables, e: Experiment) -> pd.DataFrame:
-    """Levels of IMP that match, from level 2 to the last but one, with `ends`: does the next one
-    not match? And with the `SIGNS` of it: `barrier` to the level before, its `rise` from that of
-    the level before, `excess` (error above the seed's reference)."""
+    """Levels of IMP that match, from level 2 to the last but one, with `ends` (does the next one
+    not match?) and what may tell it: `barrier` to the level before, its `rise` from that of the
+    level before, `excess` (error above the seed's reference)."""
     keys = ["seed", "rewind_step", "level"]
-    levels = with_matching(found, e).sort_values(keys)
     pairs = found["pairs"].query("other == level + 1").drop(columns="level")
-    table = levels.merge(pairs.rename(columns={"other": "level"}), on=keys)
-    chains = table.groupby(keys[:2])
-    following = chains.matching.shift(-1)
-    table = table.assign(rise=chains.barrier.diff(), ends=following.eq(False))
-    return table[table.matching & following.notna() & table.rise.notna()]
+    table = with_matching(found, e).merge(pairs.rename(columns={"other": "level"}), on=keys)
+    chains = table.sort_values(keys).groupby(keys[:2])
+    following, rise = chains.matching.shift(-1), chains.barrier.diff()
+    table = table.assign(rise=rise, ends=following.eq(False))
+    return table[table.matching & following.notna() & rise.notna()]
 
 
 def when_to_stop(found: Tables, e: Experiment) -> Verdicts:
-    """By the rule of the book, a number for each seed; from the last rewind step, and shown from
-    the one before."""
-    claims, figure = Claims("diagnosis", found, e), "fig-stop"
+    """By the rule of the book; from the last rewind step, and shown from the one before."""
+    claims, figure, own = Claims("diagnosis", found, e), "fig-stop", OWN["excess"]
     groups = last_matches(found, e).groupby(["seed", "rewind_step"])
-    auc = pd.DataFrame({s: groups.apply(lambda g, s=s: area(g[s], g.ends)) for s in SIGNS})
-    late, own = auc.xs(e.latest, level="rewind_step"), SIGNS["excess"]
-    for sign in ("barrier", "rise"):
-        claim = f"{SIGNS[sign]} tells that the next level will not match"
+    auc = {s: groups.apply(lambda g, s=s: area(g[s], g.ends)) for s in SIGNS | OWN}
+    auc = pd.DataFrame(auc).reset_index("rewind_step")
+    late = at_latest(auc, e)
+    for sign, words in SIGNS.items():
+        claim = f"{words} tells that the next level will not match"
         claims.add(figure, claim, "AUC above 1/2", late[sign] - 0.5)
-        claim = f"{SIGNS[sign]} tells it better than {own}"
-        claims.add(figure, claim, "AUC", late[sign] - late.excess)
+        claims.add(figure, f"{words} tells it better than {own}", "AUC", late[sign] - late.excess)
     claims.measure(figure, f"how well {own} tells it", "AUC above 1/2", late.excess - 0.5)
     for step in e.rewind_steps[-2:-1]:
-        before = auc.xs(step, level="rewind_step")
+        more = auc[auc.rewind_step == step].eval("barrier - excess")
         words = f"from step {step}: how much better the barrier tells it"
-        claims.measure(figure, words, "AUC", before.barrier - before.excess)
+        claims.measure(figure, words, "AUC", more)
     return Verdicts(claims.evidence)
 
 
@@ -740,66 +699,57 @@ def barriers(found: Tables, e: Experiment) -> Figure:
     return figure
 
 
+def _dotted(rows: pd.DataFrame, x: str, panels: dict, labels: tuple[str, str], e: Experiment):
+    """A panel for each title, of values of the rows; by `x`, a dot for each seed, one beside the
+    other, and filled, or hollow, as the rows say. `labels`: what that means."""
+    figure, (axes,) = plots.panels(len(panels), height=3.4)
+    places = {name: at for at, name in enumerate(rows[x].unique())}
+    at = rows[x].map(places) + 0.4 * ((rows.seed - e.first_seed) / max(1, e.seeds - 1) - 0.5)
+    for ax, (title, values) in zip(axes, panels.items()):
+        for label, (fills, look) in zip(labels, plots.styles([True, False]).items()):
+            look |= {"ls": "none", "label": label} | ({} if fills else {"mfc": "none"})
+            here = rows.filled == fills
+            ax.plot(at[here], values[here], **look)
+        ax.set_xticks(range(len(places)), places, fontsize="small")
+        ax.set(title=title, xlabel=x.replace("_", " "))
+    axes[0].legend(fontsize="small")
+    return figure, axes
+
+
 def told(found: Tables, e: Experiment) -> Figure:
     """Barriers of pairs by the rewind step, at the densest level that was probed, a dot for each
     seed: filled where IMP matches. Left: by the noise of SGD alone; right: apart by d_L."""
-    figure, (axes,) = plots.panels(2, width=4.4, height=3.4, sharey=True)
     pairs = pairs_and_imp(found, e).query("level == @e.probe_levels[0]")
-    places = {step: at for at, step in enumerate(sorted(pairs.rewind_step.unique()))}
-    look = plots.styles([True, False])
-    for ax, length, title in zip(axes, (NOISE, PRUNING), ("noise of SGD", "$d_L$ apart")):
+    height, names = PERCENT * pairs.barrier, {"noise of SGD": NOISE, "$d_L$ apart": PRUNING}
+    panels = {title: height.where(pairs.length == length) for title, length in names.items()}
+    labels = "IMP matches", "IMP does not match"
+    figure, axes = _dotted(pairs.assign(filled=pairs.matching), "rewind_step", panels, labels, e)
+    for ax in axes:
         plots.barrier_axis(ax, e)
-        ax.set(title=title, xlabel="rewind step")
-        for matches, rows in pairs[pairs.length == length].groupby("matching"):
-            aside = 0.3 * ((rows.seed - e.first_seed) / max(1, e.seeds - 1) - 0.5)
-            faces = look[matches] | {"ls": "none"} | ({} if matches else {"mfc": "none"})
-            label = f"IMP {'matches' if matches else 'does not match'}"
-            at = rows.rewind_step.map(places) + aside
-            ax.plot(at, PERCENT * rows.barrier, label=label, **faces)
-        ax.set_xticks(range(len(places)), places)
     axes[0].set_ylabel("barrier (points)")
-    axes[1].legend(fontsize="small")
     return figure
 
 
 def schedules_compared(found: Tables, e: Experiment) -> Figure:
-    """A row for each way to prune down to level `goal`, a dot for each seed; filled where the
-    network there matches. Left: what it cost until there is one that matches; the bar is the chain
-    alone. Right: its error above the reference."""
-    figure, (axes,) = plots.panels(2, width=4.5, height=3.2, sharey=True)
-    table = at_goal(found, e)
-    aside = 0.4 * ((table.seed - e.first_seed) / max(1, e.seeds - 1) - 0.5)
-    names = [1, *STRIDES, goal(e), ADAPTIVE]
-    at = table.stride.map(names.index)
-    axes[0].barh(at, table.groupby("stride").cost.transform("mean") / 1000, color="0.85")
-    for ax, values in zip(axes, (table.total / 1000, PERCENT * table.excess)):
-        for matches, look in plots.styles([True, False]).items():
-            here = table.matching == matches
-            label = f"{'matches' if matches else 'does not match'}"
-            look |= {"ls": "none", "label": label} | ({} if matches else {"mfc": "none"})
-            ax.plot(values[here], (at + aside)[here], **look)
-    axes[0].set(xlabel="training steps to a network that matches\n(thousands)")
-    axes[0].set_yticks(range(len(names)), [named(e, stride) for stride in names])
-    axes[0].invert_yaxis()
-    axes[1].axvline(PERCENT * e.epsilon, color="0.3", lw=1, ls=":")
-    axes[1].set(xlabel="error above the reference, there (points)")
-    axes[1].legend(fontsize="small")
+    """Training steps until there is a network as sparse as level `goal` that matches, a dot for
+    each seed: hollow where the chain missed, and pruning began again. Bars: the chain alone."""
+    words = {stride: name.replace(" ", "\n", 1) for stride, name in ways(e).items()}
+    rows = at_goal(found, e)
+    rows = rows.assign(pruned=rows.stride.map(words), filled=rows.matching)
+    rows = pd.concat([rows[rows.stride == stride] for stride in words])
+    panels = {"training steps until there is a ticket (thousands)": rows.total / 1000}
+    figure, (ax,) = _dotted(rows, "pruned", panels, ("the chain matches", "it misses"), e)
+    alone = rows.groupby("pruned", sort=False).cost.mean() / 1000
+    ax.bar(range(len(alone)), alone, color="0.85", zorder=0)
     return figure
 
 
 def last_signs(found: Tables, e: Experiment) -> Figure:
-    """What levels that match show, from the last rewind step, a dot for each seed, a panel for each
-    of `SIGNS`. Hollow: the next level does not match."""
-    figure, axes = plots.panels(len(SIGNS), width=3, height=3.2)
-    table = at_latest(last_matches(found, e), e)
-    aside = 0.5 * ((table.seed - e.first_seed) / max(1, e.seeds - 1) - 0.5)
-    for ax, (sign, words) in zip(axes[0], SIGNS.items()):
-        for ends, look in plots.styles([False, True]).items():
-            rows = table[table.ends == ends]
-            look |= {"ls": "none", "label": f"the next {'does not match' if ends else 'matches'}"}
-            look |= {"mfc": "none"} if ends else {}
-            ax.plot(rows.level + aside[rows.index], PERCENT * rows[sign], **look)
-        ax.set(title=words, xlabel="level")
-    axes[0, 0].set_ylabel("points")
-    axes[0, 0].legend(fontsize="small")
+    """What levels that match show, from the last rewind step, a dot for each seed: hollow where the
+    next level does not match."""
+    rows = at_latest(last_matches(found, e), e).sort_values("level")
+    rows = rows.assign(filled=~rows.ends)
+    panels = {words: PERCENT * rows[sign] for sign, words in (SIGNS | OWN).items()}
+    figure, axes = _dotted(rows, "level", panels, ("the next matches", "it does not"), e)
+    axes[0].set_ylabel("points")
     return figure
