@@ -1,7 +1,9 @@
 """The diagnosis of a network: answers agree with what they are made of, and say what is missing."""
 
 import json
+import math
 import re
+from types import SimpleNamespace
 
 import hand_made
 import pandas as pd
@@ -14,9 +16,10 @@ from unmask.cli import main
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
 from unmask.findings import diagnosis
-from unmask.findings.diagnosis import NOISE, PRUNING, Diagnosis, bracket, candidates
+from unmask.findings.diagnosis import ADAPTIVE, NOISE, PRUNING, Diagnosis, bracket, candidates
+from unmask.lab import Lab
 from unmask.train import Start, generator
-from unmask.verdicts import FAILS, HOLDS, UNDECIDED, barrier
+from unmask.verdicts import FAILS, HOLDS, UNDECIDED, area, barrier
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +205,142 @@ def test_pairs_that_tell_where_imp_matches_are_told_from_those_that_do_not():
     assert len(diagnosis.told(published(perfect, careful), e).axes) == 2
 
 
+def test_the_area_is_the_share_of_cases_that_are_in_order():
+    values, positive = pd.Series([1.0, 2.0, 3.0, 3.0]), pd.Series([False, True, False, True])
+    # 2 is above 1 and below 3; 3 is above 1 and equal to 3
+    assert area(values, positive) == (1 + 0 + 1 + 0.5) / 4
+    assert area(-values, positive) == 1 - (1 + 0 + 1 + 0.5) / 4
+    assert pd.isna(area(values, positive | True))
+
+
+def chains_that_end(heights, errors, seeds=4):
+    """Levels with these errors, the dense one first, each behind such a barrier from the one
+    before, from two rewind steps."""
+    places = [(seed, step) for seed in range(seeds) for step in (5, 10)]
+    levels = [(*at, level, error) for at in places for level, error in enumerate(errors)]
+    pairs = [(*at, level, level + 1, high) for at in places for level, high in enumerate(heights)]
+    pairs += [(*at, 0, len(heights), 0.9) for at in places]  # not successive: tells nothing
+    names = ["seed", "rewind_step", "level"]
+    levels = pd.DataFrame(levels, columns=[*names, "test_error"]).assign(density=0.5)
+    return {"levels": levels, "pairs": pd.DataFrame(pairs, columns=[*names, "other", "barrier"])}
+
+
+def test_signs_that_the_next_level_will_not_match_are_told_from_those_that_do_not():
+    e = hand_made.E.but(rewind_steps=[5, 10], levels=6, seeds=4)
+    errors = [0.04, 0.04, 0.041, 0.042, 0.040, 0.2, 0.3]  # level 4 is the last that matches
+    found = chains_that_end([0, 0, 0.003, 0.001, 0.004, 0.3, 0.4], errors)
+    rows = diagnosis.last_matches(found, e).query("seed == 0 and rewind_step == 10")
+    assert rows.level.tolist() == [2, 3, 4] and rows.ends.tolist() == [False, False, True]
+    assert rows.barrier.tolist() == [0, 0.003, 0.001]
+    assert rows.rise.tolist() == pytest.approx([0, 0.003, -0.002])
+    assert rows.excess.tolist() == pytest.approx([0.001, 0.002, 0])
+    told = {one.claim: one.mean for one in diagnosis.when_to_stop(found, e).evidence}
+    # barrier: one of two in order; its rise and the error: none
+    assert list(told.values()) == [0, 0.5, -0.5, 0, -0.5, 0.5]
+    perfect = diagnosis.when_to_stop(chains_that_end([0, 0, 0.001, 0.009, 0.3, 0.4], errors), e)
+    assert [one.verdict for one in perfect.evidence][:4] == ["holds"] * 4
+    assert len(diagnosis.last_signs(found, e).axes) == 3
+    # a chain that does not end has no case
+    endless = diagnosis.when_to_stop(chains_that_end([0, 0, 0.001, 0, 0, 0], [0.04] * 7), e)
+    assert {one.words() for one in endless.evidence} == {"no seed has a case"}
+
+
+@pytest.mark.parametrize("epsilon, widest", [(0.03, 1), (0.3, 2), (0.6, 3), (0.99, 4)])
+def test_the_widest_cut_in_a_quadratic_bowl_is_that_of_its_closed_form(epsilon, widest):
+    """The error is the squared distance from the solution, whose weights are 1 to 100 over 200.
+    Without the k smallest it rises by k (k + 1) (2 k + 1) / 6 / 200^2, and the barrier is half."""
+    at = {"w": torch.arange(1.0, 101.0) / 200}
+    kept = [round(100 * 0.8**level) for level in range(11)]
+    heights = [k * (k + 1) * (2 * k + 1) / 6 / 200**2 / 2 for k in (100 - n for n in kept)]
+    assert heights[widest] <= max(epsilon, heights[1]) and epsilon < heights[widest + 1]
+
+    def path(one, other, places):
+        points = (unmask.barriers.interpolate(one, other, t)["w"] - at["w"] for t in places)
+        rows = [(t, float((point**2).sum())) for t, point in zip(places, points)]
+        return pd.DataFrame(rows, columns=["t", "test_error"])
+
+    lab = SimpleNamespace(
+        experiment=experiment("smoke", epsilon=epsilon),
+        survivors=kept.__getitem__,
+        trained=lambda starts, *_, **__: [start.state for start in starts],  # it stays
+        path=path,
+    )
+
+    def asked(most):
+        mask = {"w": torch.ones(100, dtype=torch.bool)}
+        return diagnosis.widest(lab, at, mask, 0, most, ("cut",))
+
+    chosen, tries = asked(10)
+    assert chosen == widest and 3 <= tries <= 4  # of 2 to 10
+    assert asked(2)[0] == min(widest, 2)
+    assert asked(1) == (1, 0)  # it needs no try
+
+
+def test_chains_cut_what_they_say_from_the_rewind_point_and_masks_nest(smoke_store, monkeypatch):
+    e, seen, trained = experiment("smoke", seeds=1), [], Lab.trained
+
+    def watched(lab, starts, step, **options):
+        seen.extend((start, options) for start in starts)
+        return trained(lab, starts, step, **options)
+
+    monkeypatch.setattr(Lab, "trained", watched)
+    lab = Lab(e, smoke_store)
+    table = diagnosis.schedules(lab, 0)
+    assert diagnosis.goal(e) == 3 and set(table.stride) == {2, 3, ADAPTIVE}
+    assert table[table.stride == 2].level.tolist() == [2, 3]
+    assert table[table.stride == 3].level.tolist() == [3]
+    here, sparser = lab.rewind_point(0, e.latest), {}
+    starts = [start for start, options in seen if not options]
+    assert len(starts) == len(table)  # all else is fine-tuned
+    assert len(seen) - len(starts) == table[table.stride == ADAPTIVE].tried.max()
+    for start, one in zip(starts, table.itertuples()):
+        assert unmask.pruning.survivors(start.mask) == lab.survivors(one.level)
+        assert start.order == (0, "order", one.trained)
+        assert all(torch.equal(start.state[name], here[name]) for name in here)
+        before = sparser.get(one.stride, lab.dense_mask)
+        assert not any((start.mask[name] & ~before[name]).any() for name in before)
+        sparser[one.stride] = start.mask
+    # what is cut at once is cut from the dense solution, and trained as any other
+    at_once = starts[table.index[table.stride == 3][0]]
+    dense = lab.level(0, 0, 0).state
+    mask = unmask.pruning.prune_magnitude(dense, lab.dense_mask, lab.survivors(3))
+    assert all(torch.equal(mask[name], at_once.mask[name]) for name in mask)
+    (end,) = trained(lab, [at_once], e.latest)
+    assert row(table, stride=3).test_error == lab.evaluate(end).error
+
+
+def test_costs_count_every_training_and_every_look():
+    e = experiment("miniature")
+    assert diagnosis.goal(e) == 11 and 0.8**11 <= 0.1 < 0.8**10
+    look = 10_000 / (3 * 128)  # forward alone
+    assert diagnosis.cost(e, 0, 0) == 1200
+    assert diagnosis.cost(e, 4, 0) == pytest.approx(1200 + 4 * (950 + look))
+    assert diagnosis.cost(e, 4, 5) == pytest.approx(1200 + 4 * (950 + look) + 5 * (120 + 3 * look))
+
+
+def test_whoever_misses_prunes_again_level_by_level():
+    e = hand_made.E.but(seeds=4)  # of three levels, 0.8 of the weights each
+    errors = {1: 0.045, 2: 0.045, 3: 0.2, ADAPTIVE: 0.045}
+    rows = [(s, n, 3, 0.1, t, t - 1, errors[n]) for s in range(4) for n, t in
+            ((2, 2), (3, 1), (ADAPTIVE, 2))]  # fmt: skip
+    names = ["seed", "stride", "level", "density", "trained", "tried", "test_error"]
+    levels = hand_made.levels(late=(0.04, 0.04, 0.045, 0.045), seeds=4)
+    levels.loc[(levels.seed == 3) & (levels.level == 3), "test_error"] = 0.2
+    found = {"levels": levels, "schedules": pd.DataFrame(rows, columns=names)}
+    table, cost = diagnosis.at_goal(found, e), lambda *counts: diagnosis.cost(e, *counts)
+    total = table.pivot(index="seed", columns="stride", values="total")
+    assert total[1].tolist()[:3] == [cost(3, 0)] * 3 and total[1].isna()[3]
+    assert set(total[2]) == {cost(2, 1)} and set(total[ADAPTIVE]) == {cost(2, 1)}
+    assert total[3].tolist()[:3] == [cost(1, 0) + cost(3, 0) - e.steps] * 3 and total[3].isna()[3]
+    told = {one.claim: one for one in diagnosis.cheaper(found, e).evidence}
+    first, second, *_ = told.values()
+    assert first.mean == pytest.approx(math.log(cost(3, 0) / cost(2, 1))) and len(first.values) == 3
+    assert second.mean == 0 and len(second.values) == 4
+    (ax,) = diagnosis.schedules_compared(found, e).axes
+    assert [bar.get_height() for bar in ax.patches][0] == pytest.approx(cost(3, 0) / 1000)
+    assert len(ax.get_xticklabels()) == 4
+
+
 def test_a_network_at_chance_is_told_and_not_asked_further(store):
     e = experiment("smoke", lr=1e-6)
     found = Diagnosis(e, store, jobs=1)
@@ -299,6 +438,7 @@ def test_own_network_on_own_tensors(tmp_path, monkeypatch, capsys):
 
 def test_no_experiment_has_these_tables_unless_asked():
     known = unmask.tables.known_tables()
+    assert "schedules" not in known and "schedules" in unmask.tables.known_tables(asked=True)
     assert not {"stability", "cuts", "imp_levels", "dense_error", "ends"} & set(known)
     with pytest.raises(UnmaskError, match="table='stability': must be one of"):
         unmask.measure("smoke", ["stability"])

@@ -45,9 +45,7 @@ class _Hessian:
 
     def __init__(self, network: nn.Module, mask: Mask, split: Split):
         if any(module.training for module in network.modules()):
-            raise UnmaskError(
-                "the network is in training mode, not in evaluation: call network.eval()"
-            )
+            raise UnmaskError("the network is in training mode: call network.eval()")
         known = dict(network.named_parameters())
         for name, kept in mask.items():
             if name not in known or kept.shape != known[name].shape:

@@ -99,8 +99,8 @@ def _chunked(samples: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
 
 
 class Data(NamedTuple):
-    train: Split | Stream
-    test: Split | Stream
+    train: Samples
+    test: Samples
 
 
 def crop_and_flip(x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
@@ -539,3 +539,6 @@ class Stream:
                 yield x, y.to(self.device, non_blocking=True)
         except UnmaskError as error:  # a worker puts its traceback before it
             raise UnmaskError(str(error).strip().rpartition("UnmaskError: ")[2]) from error
+
+
+Samples = Split | Stream

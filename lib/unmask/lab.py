@@ -156,10 +156,8 @@ class Lab:
         state = {name: tensor for name, tensor in stored.items() if ":" not in name}
         # ties and shuffles go by the network's order, not by the store's
         mask = {name: stored[f"mask:{name}"] for name in self.dense_mask}
-        steps, below = stored.get("course:step"), stored.get("course:below")
-        return Ticket(
-            state, mask, {} if steps is None else dict(zip(steps.tolist(), below.tolist()))
-        )
+        course = (stored.get(f"course:{what}", torch.empty(0)) for what in ("step", "below"))
+        return Ticket(state, mask, dict(zip(*(numbers.tolist() for numbers in course))))
 
     @functools.cached_property
     def _shapes(self) -> dict:
@@ -183,10 +181,9 @@ class Lab:
     def _put(self, place: Place, ticket: Ticket, seconds: float) -> None:
         tensors = ticket.tensors()
         if ticket.course:
-            tensors["course:step"] = torch.tensor(list(ticket.course))
-            tensors["course:below"] = torch.tensor(
-                list(ticket.course.values()), dtype=torch.float64
-            )
+            steps, below = zip(*ticket.course.items())
+            tensors["course:step"] = torch.tensor(steps)
+            tensors["course:below"] = torch.tensor(below, dtype=torch.float64)
         self.store.put_tensors(self.name(place), tensors, seconds)
 
     def _train_dense(self, seeds: Sequence[int], snapshots: Sequence[int]) -> list[Trained]:

@@ -177,13 +177,7 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        e: Experiment,
-        replicates: int,
-        stages: int,
-        blocks: int,
-        stem_kernel: int = 3,
-        stem_stride: int = 1,
+        self, e: Experiment, replicates: int, stages: int, blocks: int, stem_kernel=3, stem_stride=1
     ):
         super().__init__()
         self.stem = conv_image(e.channels, e.width, stem_kernel, stem_stride, replicates)

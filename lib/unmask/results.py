@@ -66,7 +66,7 @@ def publish(
         said = f"{target} has the tables of another experiment; delete it, or take another name"
         raise UnmaskError(f"publish={name!r}: {said}")
     # What is there and in this store as well is written anew, by one program from one store.
-    possible = set(tables.known_tables())
+    possible = set(tables.known_tables(asked=True))
     wanted = possible if wanted is None else {*wanted, *there} & possible
     names = tables.complete(lab, sorted(wanted))
     if not names:
@@ -245,11 +245,7 @@ def evidence(chosen: Experiment, names: Sequence[str], folder: Path = FOLDER) ->
 
 
 def shown(
-    chosen: Experiment,
-    names: Sequence[str],
-    jobs: int | None = None,
-    backend: str = "local",
-    compute: bool = True,
+    chosen: Experiment, names: Sequence[str], jobs=None, backend="local", compute=True
 ) -> Shown:
     """What a page shows of an experiment: published tables of the same and more seeds, where there
     are any, and with `compute` what this machine computes itself.

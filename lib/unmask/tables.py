@@ -59,10 +59,10 @@ class Table:
     steps that a part takes itself, a function of experiment and keys; `passes`: samples that it
     sends through the network, forward, likewise; `memory`: bytes that it takes beside network and
     data, likewise. `tensors`: it is no table but a dict of tensors that several tables are made
-    from. `asked`: no experiment has it as a whole; whoever asks names the parts. `cases`: which
-    keys an experiment has; by default every seed (and rewind step). `needs`: what a part is made
-    from, a function of experiment and keys; by default the whole IMP chain of its seed and rewind
-    step."""
+    from. `asked`: it is computed only where it is asked for, by its name if it has `cases`, or else
+    part by part. `cases`: which keys an experiment has; by default every seed (and rewind step).
+    `needs`: what a part is made from, a function of experiment and keys; by default the whole IMP
+    chain of its seed and rewind step."""
 
     measure: Callable
     keys: tuple[str, ...]
@@ -136,17 +136,19 @@ def load_findings() -> dict[str, ModuleType]:
     return {entry_point.name: entry_point.load() for entry_point in found}
 
 
-def known_tables() -> list[str]:
-    """The names of all tables that experiments have, in the order of the findings."""
+def known_tables(asked: bool = False) -> list[str]:
+    """The names of all tables that experiments have, in the order of the findings; `asked`: of
+    those as well that are computed only where they are named."""
     load_findings()
-    return [name for name, table in TABLES.items() if not (table.tensors or table.asked)]
+    whole = (name for name, table in TABLES.items() if not table.tensors)
+    return [n for n in whole if not TABLES[n].asked or asked and TABLES[n].cases]
 
 
 def check_tables(names: Iterable[str]) -> None:
     """Raises UnmaskError: a name is not that of a table."""
     for name in names:
-        if name not in known_tables():
-            raise UnmaskError(f"table={name!r}: must be one of {', '.join(known_tables())}")
+        if name not in (known := known_tables(asked=True)):
+            raise UnmaskError(f"table={name!r}: must be one of {', '.join(known)}")
 
 
 def measure(

@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import data, networks, own, processes, pruning
+from . import networks, own, processes, pruning
+from .data import Batch, Samples
 from .errors import UnmaskError
 from .experiments import Experiment
 from .networks import State
@@ -45,7 +46,7 @@ class Trained(NamedTuple):
 
 def train(
     experiment: Experiment,
-    split: data.Split | data.Stream,
+    split: Samples,
     replicates: Sequence[Start],
     start: int = 0,
     snapshots: Iterable[int] = (),
@@ -154,11 +155,7 @@ def learning_rate(experiment: Experiment, step: int) -> float:
 
 
 def batches(
-    experiment: Experiment,
-    split: data.Split | data.Stream,
-    orders: Sequence[tuple],
-    start: int,
-    stop: int,
+    experiment: Experiment, split: Samples, orders: Sequence[tuple], start: int, stop: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of steps `start` to `stop` for replicates that each have their own data order.
 
@@ -171,7 +168,7 @@ def batches(
     e, samples = experiment, len(split.y)
     share = e.batch_size // processes.count()
 
-    def drawn() -> Iterator[data.Batch]:
+    def drawn() -> Iterator[Batch]:
         for step in range(start, stop):
             epoch, batch = divmod(step, samples // e.batch_size)
             if batch == 0 or step == start:
@@ -179,7 +176,7 @@ def batches(
                 shuffled, augmented = (torch.stack(parts) for parts in zip(*draws))
             first = batch * e.batch_size + processes.rank() * share
             here = slice(first, first + share)
-            yield data.Batch(shuffled[:, here], augmented[:, here])
+            yield Batch(shuffled[:, here], augmented[:, here])
 
     return split.read(drawn())
 
@@ -311,11 +308,7 @@ def replicates_at_once(experiment: Experiment, device: torch.device) -> int:
 
 
 def train_all(
-    experiment: Experiment,
-    split: data.Split | data.Stream,
-    replicates: Sequence[Start],
-    *arguments,
-    **options,
+    experiment: Experiment, split: Samples, replicates: Sequence[Start], *arguments, **options
 ) -> list[Trained]:
     """`train` for any number of replicates, as many side by side as `replicates_at_once`."""
     size, trained = replicates_at_once(experiment, split.device), []
@@ -325,7 +318,7 @@ def train_all(
     return trained
 
 
-def step_seconds(e: Experiment, split: data.Split | data.Stream, state: State, mask) -> float:
+def step_seconds(e: Experiment, split: Samples, state: State, mask) -> float:
     """How long a step takes, for each of as many replicates as are trained side by side: the
     fastest of three."""
     replicates = [Start(state, mask, ("timed",))] * replicates_at_once(e, split.device)
@@ -345,7 +338,7 @@ class Performance(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: data.Split | data.Stream) -> Performance:
+def evaluate(network: nn.Module, split: Samples) -> Performance:
     """Error and loss of the network as it is, with running batch-norm statistics.
 
     Several processes evaluate a share of the samples each."""

@@ -161,6 +161,14 @@ def by_seed(table: pd.DataFrame, values: pd.Series) -> pd.Series:
     return values.groupby(table.seed).mean()
 
 
+def area(values: pd.Series, positive: pd.Series) -> float:
+    """Under the receiver operating characteristic (AUC): of all two cases of which one is positive,
+    the share where that has the larger value; equal values count half, NaN if there are none."""
+    yes, no = values[positive], values[~positive]
+    cases = len(yes) * len(no)
+    return stats.mannwhitneyu(yes, no).statistic / cases if cases else np.nan
+
+
 # Verdicts
 
 

@@ -215,35 +215,19 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     margin = log_barrier(steps.barrier, e)
     yes, no = late[late.matching], late[~late.matching]
     where = "at higher sparsities, from the last rewind step"
-    claims.add(
-        "fig-iff",
-        f"{where}, a matching level is connected to the one before",
-        decades,
-        by_seed(yes, -margin[yes.index]),
-        headline=True,
-    )
-    claims.add(
-        "fig-iff",
-        f"{where}, a level that does not match is not connected to the one before",
-        decades,
-        by_seed(no, margin[no.index]),
-        headline=True,
-    )
+    claim, values = "a matching level is connected to the one before", -margin[yes.index]
+    claims.add("fig-iff", f"{where}, {claim}", decades, by_seed(yes, values), headline=True)
+    claim = "a level that does not match is not connected to the one before"
+    values = margin[no.index]
+    claims.add("fig-iff", f"{where}, {claim}", decades, by_seed(no, values), headline=True)
     if len(e.rewind_steps) > 1:
         first = at_earliest(steps, e)
         early = first[first.matching]
-        claims.add(
-            "fig-iff",
-            "from the first rewind step, even a matching level is not connected to the one before",
-            decades,
-            by_seed(early, margin[early.index]),
-        )
-        claims.add(
-            "fig-zigzag",
-            "from the first rewind step, no level is connected to the next",
-            decades,
-            by_seed(first, margin[first.index]),
-        )
+        where = "from the first rewind step"
+        claim = f"{where}, even a matching level is not connected to the one before"
+        claims.add("fig-iff", claim, decades, by_seed(early, margin[early.index]))
+        claim = f"{where}, no level is connected to the next"
+        claims.add("fig-zigzag", claim, decades, by_seed(first, margin[first.index]))
     pairs = at_latest(steps, e)
     matches, connects = lost_from(pairs, pairs.matching), lost_from(pairs, pairs.connected)
     ended = connects.index[connects > e.levels]

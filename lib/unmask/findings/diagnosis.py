@@ -12,6 +12,7 @@ import dataclasses
 import html
 import io
 import json
+import math
 import textwrap
 import time
 from bisect import bisect_left
@@ -20,9 +21,9 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import mannwhitneyu
 
 import unmask
 
@@ -34,8 +35,9 @@ from ..parallel import check_jobs
 from ..plots import PERCENT
 from ..store import Store, commit, processor, write_atomically, writing
 from ..tables import Part, table
-from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Claims, Tables, Verdicts, barrier
-from ..verdicts import in_sublevel_set, is_at_chance, is_at_most, is_connected, with_matching
+from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Claims, Tables, Verdicts, at_latest
+from ..verdicts import area, barrier, in_sublevel_set, is_at_chance, is_at_most, is_connected
+from ..verdicts import is_matching, with_matching
 
 NOISE, PRUNING = 0, 1  # how far the two of a pair start apart, in units of d_L
 UNASKED = "Not asked: it takes a trained network that learns."
@@ -127,6 +129,16 @@ def brief(e: Experiment, *keys) -> int:
     return max(1, round(BRIEF * e.steps))
 
 
+def cut_and_tuned(lab, state, mask, level: int, order: tuple):
+    """A solution cut to as many weights as `level` of IMP keeps, and what that is fine-tuned to
+    within the new mask, briefly and at the last learning rate."""
+    mask = unmask.pruning.prune_magnitude(state, mask, lab.survivors(level))
+    near = unmask.pruning.apply(mask, state)
+    start = unmask.train.Start(near, mask, order)
+    step = lab.experiment.steps - brief(lab.experiment)
+    return near, *lab.trained([start], step, fine_tune=True)
+
+
 @table(
     ("seed", "level"),
     asked=True,
@@ -138,14 +150,11 @@ def brief(e: Experiment, *keys) -> int:
 def cuts(lab, seed, level) -> pd.DataFrame:
     """The dense solution cut at once to as many weights as `level` of IMP keeps.
 
-    Columns: weights ("projection", or "fine-tuned" from there within the mask, briefly and at the
-    last learning rate), density, test_error, solution_error, barrier (to the solution)."""
-    e, rows, (solution,) = lab.experiment, [], lab.tickets([dense(seed)])
-    mask = unmask.pruning.prune_magnitude(solution.state, solution.mask, lab.survivors(level))
-    near = unmask.pruning.apply(mask, solution.state)
-    start = unmask.train.Start(near, mask, (seed, "order", 0, "cut"))
-    (tuned,) = lab.trained([start], e.steps - brief(e), fine_tune=True)
-    for weights, state in (("projection", near), ("fine-tuned", tuned)):
+    Columns: weights ("projection" or "fine-tuned", see `cut_and_tuned`), density, test_error,
+    solution_error, barrier (to the solution)."""
+    rows, (solution,) = [], lab.tickets([dense(seed)])
+    both = cut_and_tuned(lab, solution.state, solution.mask, level, (seed, "order", 0, "cut"))
+    for weights, state in zip(("projection", "fine-tuned"), both):
         path = lab.path(solution.state, state)
         before, error = path.test_error.iloc[[0, -1]]
         rows.append((weights, lab.density(level), error, before, barrier(path)))
@@ -167,6 +176,74 @@ def imp_levels(lab, seed, rewind_step, level) -> pd.DataFrame:
     path = lab.path(before.state, after.state)
     row = lab.density(level), path.test_error.iloc[-1], barrier(path)
     return pd.DataFrame([row], columns=["density", "test_error", "barrier"])
+
+
+# Fewer and larger cuts
+
+STRIDES = (2, 3)  # levels of IMP that are cut at once, beside all of them
+ADAPTIVE = 0  # as many as geometry allows
+LOOKS = 3  # points on the segment to a network that is tried
+
+
+def goal(e: Experiment) -> int:
+    """The level of IMP to reach: the first with at most half of `ticket_density`, or the last."""
+    return min(e.levels, math.ceil(math.log(e.ticket_density / 2, 1 - e.prune_fraction)))
+
+
+def widest(lab, state, mask, level: int, most: int, order: tuple) -> tuple[int, int]:
+    """How many levels can be cut at once, and how many networks it took to find out: by bisection
+    the most, up to `most`, that leave one which, fine-tuned, has a barrier of at most epsilon to
+    the solution; a single level needs no try."""
+    tried = []
+
+    def too_many(stride: int) -> bool:
+        tried.append(stride)
+        _, tuned = cut_and_tuned(lab, state, mask, level + stride, order)
+        path = lab.path(state, tuned, unmask.barriers.grid(LOOKS))
+        return not is_at_most(barrier(path), lab.experiment.epsilon)
+
+    return 1 + bisect_left(range(2, most + 1), True, key=too_many), len(tried)
+
+
+def cost(e: Experiment, trained, tried):
+    """In training steps: the dense run, levels trained and measured, tries fine-tuned and measured
+    on their segment. Forward and backward are about three times forward."""
+    measured = e.evaluated[0] / (3 * e.batch_size)
+    each = brief(e) + LOOKS * measured
+    return e.steps + trained * (e.steps - e.latest + measured) + tried * each
+
+
+@table(
+    ("seed",),
+    asked=True,
+    cases=lambda e: [(seed,) for seed in e.all_seeds],
+    reads=("rewind_steps", "levels", "ticket_density", "epsilon"),
+    steps=lambda e, seed: 2 * goal(e) * (e.steps - e.latest),  # about
+    needs=_dense,
+)
+def schedules(lab, seed) -> pd.DataFrame:
+    """IMP from the last rewind step down to the density of level `goal`, several levels' worth of
+    weights cut at once; but for that as IMP. An adaptive cut is no wider than the one before.
+
+    Columns: stride (how many; of `STRIDES`, all of them, or `ADAPTIVE`), level (of IMP that is as
+    sparse), density, trained, tried (networks of the chain until here), test_error."""
+    e, end, rows = lab.experiment, goal(lab.experiment), []
+    here, (solution,) = lab.rewind_point(seed, e.latest), lab.tickets([dense(seed)])
+    for name in (*sorted({*STRIDES, end}), ADAPTIVE):
+        (state, mask, _), level, stride, tried = solution, 0, name or end, 0
+        for trained in range(1, end + 1):
+            order, stride, more = (seed, "order", trained), min(stride, end - level), 0
+            if name == ADAPTIVE:
+                stride, more = widest(lab, state, mask, level, stride, (*order, "cut"))
+            level, tried = level + stride, tried + more
+            mask = unmask.pruning.prune_magnitude(state, mask, lab.survivors(level))
+            (state,) = lab.trained([unmask.train.Start(here, mask, order)], e.latest)
+            error = lab.evaluate(state).error
+            rows.append((name, level, lab.density(level), trained, tried, error))
+            if level == end:
+                break
+    columns = ["stride", "level", "density", "trained", "tried", "test_error"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 # How it is judged: what answers are, from tables: a verdict, a few words, and sentences
@@ -302,9 +379,7 @@ def told_apart(found: Tables, e: Experiment) -> pd.DataFrame:
     ones), late (how many rewind steps the first connected pair is after the first match)."""
     rows = []
     for keys, here in pairs_and_imp(found, e).groupby(["seed", "level", "length"]):
-        no, yes = (here.barrier[here.matching == matches] for matches in (False, True))
-        cases = len(no) * len(yes)
-        auc = mannwhitneyu(no, yes).statistic / cases if cases else float("nan")
+        auc = area(here.barrier, ~here.matching)
         # the place of the first, or one after all of them
         both = is_connected(here.barrier, e), here.matching
         connected, matching = ([*each, True].index(True) for each in both)
@@ -324,6 +399,82 @@ def trusted(found: Tables, e: Experiment) -> Verdicts:
     words = "how much later than IMP's first match the first connected pair is"
     claims.measure(figure, f"{words}: apart by d_L", "rewind steps tried", late[PRUNING])
     claims.measure(figure, f"{words}: by the noise of SGD", "rewind steps tried", late[NOISE])
+    return Verdicts(claims.evidence)
+
+
+# Is a ticket cheaper if geometry chooses each cut?
+
+
+def ways(e: Experiment) -> dict[int, str]:
+    """How to prune, in words, by stride."""
+    shares = {n: 1 - (1 - e.prune_fraction) ** n for n in (1, *STRIDES, goal(e))}
+    words = {n: f"{s:.0%} {'at once' if n == goal(e) else 'a level'}" for n, s in shares.items()}
+    return words | {ADAPTIVE: "chosen by geometry"}
+
+
+def at_goal(found: Tables, e: Experiment) -> pd.DataFrame:
+    """The chains of "schedules", and IMP's own (stride 1), as sparse as level `goal`: with
+    `matching`, `cost` and `total`, the training steps until there is one that matches. Whoever
+    misses prunes again, level by level; it is NaN where that misses as well."""
+    imp = at_latest(found["levels"], e)
+    imp = imp.assign(stride=1, trained=imp.level, tried=0)
+    table = pd.concat([found["schedules"], imp], join="inner", ignore_index=True)
+    table = table[table.level == goal(e)]
+    matching, spent = is_matching(table, found, e), cost(e, table.trained, table.tried)
+    again = table.seed.map(table[(table.stride == 1) & matching].set_index("seed").trained)
+    total = spent.where(matching, spent + cost(e, again, 0) - e.steps)
+    return table.assign(matching=matching, cost=spent, total=total)
+
+
+def cheaper(found: Tables, e: Experiment) -> Verdicts:
+    """By the rule of the book, a number for each seed."""
+    claims, half = Claims("diagnosis", found, e), e.prune_fraction / 2
+    total = at_goal(found, e).pivot(index="seed", columns="stride", values="total")
+    levels = math.ceil(goal(e) * math.log(1 - e.prune_fraction, 1 - half))
+    others = {words: total[stride] for stride, words in ways(e).items() if stride != ADAPTIVE}
+    others[f"{half:.0%} a level, even if that never missed"] = cost(e, levels, 0)
+    for words, steps in others.items():
+        claim = f"a cut {ways(e)[ADAPTIVE]} gets there in fewer steps than {words}"
+        unit = "log of how many times as many training steps"
+        claims.add("fig-schedules", claim, unit, np.log(steps / total[ADAPTIVE]))
+    return Verdicts(claims.evidence)
+
+
+# When to stop: does a level that matches tell that the next one does not?
+
+SIGNS = {"barrier": "the barrier to the level before", "rise": "the rise of that barrier"}
+OWN = {"excess": "the level's own error"}
+
+
+def last_matches(found: Tables, e: Experiment) -> pd.DataFrame:
+    """Levels of IMP that match, from level 2 to the last but one, with `ends` (does the next one
+    not match?) and what may tell it: `barrier` to the level before, its `rise` from that of the
+    level before, `excess` (error above the seed's reference)."""
+    keys = ["seed", "rewind_step", "level"]
+    pairs = found["pairs"].query("other == level + 1").drop(columns="level")
+    table = with_matching(found, e).merge(pairs.rename(columns={"other": "level"}), on=keys)
+    chains = table.sort_values(keys).groupby(keys[:2])
+    following, rise = chains.matching.shift(-1), chains.barrier.diff()
+    table = table.assign(rise=rise, ends=following.eq(False))
+    return table[table.matching & following.notna() & rise.notna()]
+
+
+def when_to_stop(found: Tables, e: Experiment) -> Verdicts:
+    """By the rule of the book; from the last rewind step, and shown from the one before."""
+    claims, figure, own = Claims("diagnosis", found, e), "fig-stop", OWN["excess"]
+    groups = last_matches(found, e).groupby(["seed", "rewind_step"])
+    auc = {s: groups.apply(lambda g, s=s: area(g[s], g.ends)) for s in SIGNS | OWN}
+    auc = pd.DataFrame(auc).reset_index("rewind_step")
+    late = at_latest(auc, e)
+    for sign, words in SIGNS.items():
+        claim = f"{words} tells that the next level will not match"
+        claims.add(figure, claim, "AUC above 1/2", late[sign] - 0.5)
+        claims.add(figure, f"{words} tells it better than {own}", "AUC", late[sign] - late.excess)
+    claims.measure(figure, f"how well {own} tells it", "AUC above 1/2", late.excess - 0.5)
+    for step in e.rewind_steps[-2:-1]:
+        more = auc[auc.rewind_step == step].eval("barrier - excess")
+        words = f"from step {step}: how much better the barrier tells it"
+        claims.measure(figure, words, "AUC", more)
     return Verdicts(claims.evidence)
 
 
@@ -548,23 +699,57 @@ def barriers(found: Tables, e: Experiment) -> Figure:
     return figure
 
 
+def _dotted(rows: pd.DataFrame, x: str, panels: dict, labels: tuple[str, str], e: Experiment):
+    """A panel for each title, of values of the rows; by `x`, a dot for each seed, one beside the
+    other, and filled, or hollow, as the rows say. `labels`: what that means."""
+    figure, (axes,) = plots.panels(len(panels), height=3.4)
+    places = {name: at for at, name in enumerate(rows[x].unique())}
+    at = rows[x].map(places) + 0.4 * ((rows.seed - e.first_seed) / max(1, e.seeds - 1) - 0.5)
+    for ax, (title, values) in zip(axes, panels.items()):
+        for label, (fills, look) in zip(labels, plots.styles([True, False]).items()):
+            look |= {"ls": "none", "label": label} | ({} if fills else {"mfc": "none"})
+            here = rows.filled == fills
+            ax.plot(at[here], values[here], **look)
+        ax.set_xticks(range(len(places)), places, fontsize="small")
+        ax.set(title=title, xlabel=x.replace("_", " "))
+    axes[0].legend(fontsize="small")
+    return figure, axes
+
+
 def told(found: Tables, e: Experiment) -> Figure:
     """Barriers of pairs by the rewind step, at the densest level that was probed, a dot for each
     seed: filled where IMP matches. Left: by the noise of SGD alone; right: apart by d_L."""
-    figure, (axes,) = plots.panels(2, width=4.4, height=3.4, sharey=True)
     pairs = pairs_and_imp(found, e).query("level == @e.probe_levels[0]")
-    places = {step: at for at, step in enumerate(sorted(pairs.rewind_step.unique()))}
-    look = plots.styles([True, False])
-    for ax, length, title in zip(axes, (NOISE, PRUNING), ("noise of SGD", "$d_L$ apart")):
+    height, names = PERCENT * pairs.barrier, {"noise of SGD": NOISE, "$d_L$ apart": PRUNING}
+    panels = {title: height.where(pairs.length == length) for title, length in names.items()}
+    labels = "IMP matches", "IMP does not match"
+    figure, axes = _dotted(pairs.assign(filled=pairs.matching), "rewind_step", panels, labels, e)
+    for ax in axes:
         plots.barrier_axis(ax, e)
-        ax.set(title=title, xlabel="rewind step")
-        for matches, rows in pairs[pairs.length == length].groupby("matching"):
-            aside = 0.3 * ((rows.seed - e.first_seed) / max(1, e.seeds - 1) - 0.5)
-            faces = look[matches] | {"ls": "none"} | ({} if matches else {"mfc": "none"})
-            label = f"IMP {'matches' if matches else 'does not match'}"
-            at = rows.rewind_step.map(places) + aside
-            ax.plot(at, PERCENT * rows.barrier, label=label, **faces)
-        ax.set_xticks(range(len(places)), places)
     axes[0].set_ylabel("barrier (points)")
-    axes[1].legend(fontsize="small")
+    return figure
+
+
+def schedules_compared(found: Tables, e: Experiment) -> Figure:
+    """Training steps until there is a network as sparse as level `goal` that matches, a dot for
+    each seed: hollow where the chain missed, and pruning began again. Bars: the chain alone."""
+    words = {stride: name.replace(" ", "\n", 1) for stride, name in ways(e).items()}
+    rows = at_goal(found, e)
+    rows = rows.assign(pruned=rows.stride.map(words), filled=rows.matching)
+    rows = pd.concat([rows[rows.stride == stride] for stride in words])
+    panels = {"training steps until there is a ticket (thousands)": rows.total / 1000}
+    figure, (ax,) = _dotted(rows, "pruned", panels, ("the chain matches", "it misses"), e)
+    alone = rows.groupby("pruned", sort=False).cost.mean() / 1000
+    ax.bar(range(len(alone)), alone, color="0.85", zorder=0)
+    return figure
+
+
+def last_signs(found: Tables, e: Experiment) -> Figure:
+    """What levels that match show, from the last rewind step, a dot for each seed: hollow where the
+    next level does not match."""
+    rows = at_latest(last_matches(found, e), e).sort_values("level")
+    rows = rows.assign(filled=~rows.ends)
+    panels = {words: PERCENT * rows[sign] for sign, words in (SIGNS | OWN).items()}
+    figure, axes = _dotted(rows, "level", panels, ("the next matches", "it does not"), e)
+    axes[0].set_ylabel("points")
     return figure

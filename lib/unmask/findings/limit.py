@@ -698,22 +698,15 @@ def one_shot_goals(tables: Tables, e: Experiment) -> pd.DataFrame:
 @judge("3", needs=("levels", "predictions", "displacements", "prunings"))
 def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     flat, points = flatness(tables), "points"
-    claims.add(
-        "fig-ways",
-        "magnitude pruning moves along flatter directions than random pruning",
-        "log of how many times flatter",
-        by_seed(flat, flat.flatter),
-        headline=True,
-    )
+    claim = "magnitude pruning moves along flatter directions than random pruning"
+    unit, values = "log of how many times flatter", by_seed(flat, flat.flatter)
+    claims.add("fig-ways", claim, unit, values, headline=True)
     measured = limits_by_mask(tables, e)
     here = measured[measured.way == EXISTS]
     ratio = here.pivot(index=["seed", "level"], columns="mask", values="ratio")
-    claims.add(
-        "fig-limits",
-        "magnitude pruning can remove more at once than random pruning",
-        points,
-        (100 * (ratio.magnitude - ratio.random)).groupby("seed").mean(),
-    )
+    claim = "magnitude pruning can remove more at once than random pruning"
+    more = 100 * (ratio.magnitude - ratio.random)
+    claims.add("fig-limits", claim, points, more.groupby("seed").mean())
     table = predicted_and_measured(tables, e)
     left = 100 * (e.limit_tolerance - table.miss).where(~table.unresolved)
     within = f"within {100 * e.limit_tolerance:.0f} points"

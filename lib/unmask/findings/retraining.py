@@ -216,12 +216,8 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     late = at_latest(tables["gaps"], e)
     below = late.pivot(index=["seed", "level"], columns="stage", values="below")
     full = refilled(below.retrained, e) - e.gap_refilled
-    claims.add(
-        "fig-gap",
-        "after rewinding and retraining, the gap is filled again as far",
-        "share of what was there",
-        full.groupby("seed").mean(),
-    )
+    claim = "after rewinding and retraining, the gap is filled again as far"
+    claims.add("fig-gap", claim, "share of what was there", full.groupby("seed").mean())
     more = 100 * (below.retrained - below.rewound)
     claims.add(
         "fig-gap",
@@ -248,20 +244,12 @@ def _judge_methods(claims: Claims, methods: pd.DataFrame, e: Experiment) -> None
     where = f"where weight rewinding matches with at most {e.ticket_density:.0%} of the weights"
     worse = {kind: 100 * (errors[kind] - errors["imp"]) for kind in ("lr-rewound", "fine-tuned")}
     margin = 100 * e.epsilon
-    claims.add(
-        "fig-methods",
-        f"{where}, learning-rate rewinding is not worse by epsilon",
-        "points",
-        (margin - worse["lr-rewound"]).groupby("seed").mean(),
-        spread=claims.spread,
-    )
-    claims.add(
-        "fig-methods",
-        f"{where}, fine-tuning is worse by more than epsilon",
-        "points",
-        (worse["fine-tuned"] - margin).groupby("seed").mean(),
-        spread=claims.spread,
-    )
+    claim = f"{where}, learning-rate rewinding is not worse by epsilon"
+    values = (margin - worse["lr-rewound"]).groupby("seed").mean()
+    claims.add("fig-methods", claim, "points", values, spread=claims.spread)
+    claim = f"{where}, fine-tuning is worse by more than epsilon"
+    values = (worse["fine-tuned"] - margin).groupby("seed").mean()
+    claims.add("fig-methods", claim, "points", values, spread=claims.spread)
 
 
 # The numbers of its prose
