@@ -8,6 +8,7 @@ README its figure.
 
 import argparse
 import copy
+import json
 import os
 import re
 import shutil
@@ -21,8 +22,11 @@ from pathlib import Path
 import joblib
 import nbformat
 import papermill
+import vl_convert
 import yaml
 from pages import PUBLISHED
+
+from unmask.findings.connectivity import VEGA_LITE
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path("build/src")
@@ -54,6 +58,9 @@ def main():
     times["notebooks"] = timed(execute, notebooks, asked)
     quietly = "--path-output", "build", "-W", "--keep-going", "-q"
     times["pages"] = timed(run, "jupyter-book", "build", SOURCE, *quietly)
+    # In a function: other scripts of a page use some of its names.
+    library = f"(() => {{{vl_convert.javascript_bundle()}}})()"
+    (INDEX.parent / "_static/vega.js").write_text(library)
     if publish:
         IMAGES.mkdir(exist_ok=True)
         shutil.copy(SOURCE / README_FIGURE, README_FIGURE)
@@ -140,9 +147,24 @@ def fold(page):
                     "Table and code" if "hide-cell" in cell.metadata.get("tags", []) else "Code"
                 )
                 about["code_prompt_show"] = about["code_prompt_hide"] = f"{folded}: {calls[-1]}"
-        cells.append(cell)
+        cells += [cell, *live(cell)]
     notebook.cells = cells
     nbformat.write(notebook, SOURCE / page)
+
+
+def live(cell):
+    """For a chart with controls: a cell that puts it in the place of its picture, where scripts
+    run. Its library is one file of the book; a phone gets the panels below each other."""
+    for output in cell.get("outputs", ()):
+        if spec := output.get("data", {}).pop(VEGA_LITE, None):
+            html = f"""<script src="../_static/vega.js"></script>
+<script>{{
+    const picture = document.querySelector("#{cell.metadata.mystnb.figure.name} img");
+    const chart = document.createElement("div"), spec = {json.dumps(spec)};
+    if (innerWidth < 700) spec.columns = 1;
+    vegaEmbed(chart, spec).then(() => picture.replaceWith(chart));
+}}</script>"""
+            yield nbformat.v4.new_raw_cell(html, id="live", metadata={"format": "text/html"})
 
 
 def is_silent(cell):

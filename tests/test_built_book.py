@@ -1,6 +1,7 @@
 """The built book, as files and as a reader sees it in Chromium. `make test` builds it first."""
 
 import functools
+import gzip
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from bs4 import BeautifulSoup
 from two_runs import disagreements, restricted
 
 import unmask
+from unmask.findings import connectivity
 from unmask.verdicts import all_verdicts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,6 +116,15 @@ def test_nothing_is_loaded_from_the_network(page):
 def test_no_stylesheet_loads_from_the_network():
     remote = re.compile(r"""@import\s+(url\()?["']?(https?:)?//|url\(\s*["']?(https?:)?//""")
     assert not [path.name for path in HTML.rglob("*.css") if remote.search(path.read_text())]
+
+
+@every_page
+def test_a_page_weighs_less_than_three_megabytes(page):
+    """As a web server sends it, compressed; its fonts aside."""
+    loaded = parsed(html_file(page)).select("script[src], img[src], link[rel=stylesheet]")
+    urls = {urlsplit(tag.get("src") or tag["href"]).path for tag in loaded}
+    files = [html_file(page), *(html_file(page).parent / unquote(url) for url in urls)]
+    assert sum(len(gzip.compress(file.read_bytes())) for file in files) < 3e6
 
 
 @every_page
@@ -274,6 +285,45 @@ def test_a_page_answers_first(tab, page):
     tab.goto(html_file(page).as_uri())
     tops = tab.evaluate(TOPS)
     assert tops == sorted(tops) and len(set(tops)) == 4
+
+
+EXPLORER = HTML / "notebooks/02_linear_connectivity.html"
+
+
+def test_the_chart_follows_its_controls_and_clicks(tab):
+    """What it says of each choice is what the published tables say."""
+    known, tables, _ = unmask.published("miniature")
+    rows = connectivity.explorer(tables, known)[connectivity.VEGA_LITE]["data"]["values"]
+    words = {(row["seed"], row["rewind_step"], row["level"]): row["words"] for row in rows}
+    tab.goto(EXPLORER.as_uri())
+    figure = tab.locator("#fig-explorer")
+
+    def says(*choice):
+        return figure.locator("svg").get_by_text("".join(words[choice]), exact=True).wait_for()
+
+    says(known.first_seed, known.earliest, known.levels // 2)
+    figure.get_by_label("Rewound to step").select_option(str(known.latest))
+    figure.locator("form").get_by_label("Seed").select_option("7")
+    figure.locator("form").get_by_label("Level").press("Home")
+    says(7, known.latest, 0)
+    figure.locator("form").get_by_label("Level").press("ArrowRight")
+    says(7, known.latest, 1)
+    figure.locator("svg .dots_marks path").last.click()
+    says(known.all_seeds[-1], known.latest, known.levels - 1)
+    assert tab.complaints == []
+
+
+def test_without_scripts_and_on_paper_the_chart_is_a_picture(browser, tab):
+    still = browser.new_page(java_script_enabled=False)
+    still.goto(EXPLORER.as_uri())
+    picture = still.locator("#fig-explorer img")
+    assert picture.is_visible() and picture.bounding_box()["height"] > 200
+    still.close()
+    tab.goto(EXPLORER.as_uri())
+    tab.locator("#fig-explorer select").first.wait_for()
+    tab.emulate_media(media="print")
+    assert tab.locator("#fig-explorer svg").is_visible()
+    assert not tab.locator("#fig-explorer form").is_visible()
 
 
 def test_the_front_page_is_the_introduction(tab):

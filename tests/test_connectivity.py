@@ -172,6 +172,26 @@ def test_barriers_of_train_error_and_loss_stand_beside_the_headline():
     assert shown.loc[(0, "not matching"), "test error (points)"] == pytest.approx(60)
 
 
+def test_the_chart_shows_the_numbers_of_the_tables():
+    tables = paper()
+    chart = connectivity.explorer(tables, E)
+    rows = pd.DataFrame(chart[connectivity.VEGA_LITE]["data"]["values"])
+    keys = ["seed", "rewind_step", "level"]
+    shown = rows.explode(["t", "error"]).set_index([*keys, "t"]).error.astype(float)
+    known = tables["segments"].query("norms == 'interpolated'").set_index([*keys, "t"])
+    assert (shown - 100 * known.test_error).abs().max() < 0.01 and len(shown) == len(known)
+    judged = connectivity.successive(tables, E).set_index(keys)
+    for row in rows.set_index(keys).itertuples():
+        pair = judged.loc[row.Index]
+        assert f"barrier {100 * pair.barrier:.1f} points" in row.words[1]
+        assert row.words[1].endswith(", connected;") == pair.connected
+        assert row.words[2].endswith("is matching.") == pair.matching
+    # the same bytes again, and the picture begins as the chart does
+    assert chart == connectivity.explorer(tables, E)
+    first = rows[(rows.seed == 0) & (rows.rewind_step == 0) & (rows.level == 1)].words.item()
+    assert all(line in chart["image/svg+xml"] for line in first)
+
+
 # What is measured
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import combinations, product
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import yaml
 from matplotlib.figure import Figure
 
 import unmask
@@ -28,7 +30,7 @@ from ..verdicts import (
     judge,
     log_barrier,
 )
-from ..verdicts import settings_in_numbers
+from ..verdicts import reference_errors, settings_in_numbers
 from ..verdicts import where_imp_matches, with_matching, with_next_level
 
 INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
@@ -339,6 +341,8 @@ def barriers_by_metric(pairs: pd.DataFrame) -> pd.DataFrame:
 
 # Its figures
 
+VEGA_LITE = "application/vnd.vegalite.v5+json"
+
 
 def zigzag(tables: Tables, e: Experiment) -> Figure:
     """Test error at every level and half-way between each and the next, one panel for each
@@ -384,6 +388,53 @@ def along_segments(tables: Tables, e: Experiment) -> Figure:
     axes[0, 0].set_ylabel("test error (%)")
     plots.legend_above(figure, axes[0, 0])
     return figure
+
+
+class Chart(dict):
+    """What a notebook shows, by MIME type."""
+
+    def _repr_mimebundle_(self, **_) -> dict:
+        return self
+
+
+def explorer(tables: Tables, e: Experiment) -> Chart:
+    """Any seed's chain from any rewind step, and the whole way from any of its levels to the next:
+    a Vega-Lite chart with controls, and for where there can be none a picture of how it begins.
+
+    Its data has a row for each pair of `successive`: seed, rewind_step, level, t and error (for
+    each point of the way), barrier, limit (the largest error that matches), words; in percent."""
+    import vl_convert
+
+    ways = _interpolated(tables).assign(error=(PERCENT * _interpolated(tables).test_error).round(2))
+    rows = ways.groupby(_KEYS)[["t", "error"]].agg(list)
+    rows = rows.join(successive(tables, e).set_index(_KEYS)).reset_index()
+    rows["words"] = [_in_words(row) for row in rows.itertuples()]
+    rows["barrier"] = (PERCENT * rows.barrier).round(3)
+    rows["limit"] = (PERCENT * (rows.seed.map(reference_errors(tables)) + e.epsilon)).round(3)
+    columns = [*_KEYS[:3], "t", "error", "barrier", "limit", "words"]
+
+    spec = yaml.safe_load(Path(__file__).with_name("explorer.yml").read_text())
+    spec["data"] = {"values": rows[columns].to_dict("records")}
+    least = float(ways.error[ways.error > 0].min())
+    spec["params"] = [{"name": "least", "value": least}, {"name": "last", "value": e.levels - 1}]
+    # What can be chosen, and what is at first: a hill, half-way down a chain.
+    choices = {"rewind_step": {"options": list(e.rewind_steps)}}
+    choices |= {"seed": {"options": list(e.all_seeds)}, "level": {"max": e.levels - 1}}
+    first = {"rewind_step": e.earliest, "seed": e.first_seed, "level": e.levels // 2}
+    for control in spec["concat"][0]["layer"][-1]["params"]:
+        ((field, bound),) = control["bind"].items()
+        bound |= choices[field]
+        control["value"] = [{field: first[field]}]
+    return Chart({VEGA_LITE: spec, "image/svg+xml": vl_convert.vegalite_to_svg(spec)})
+
+
+def _in_words(pair) -> list[str]:
+    after = f"level {pair.next_level}"
+    return [
+        f"From level {pair.level} to {after}, {pair.density:.1%} of the weights:",
+        f"barrier {PERCENT * pair.barrier:.1f} points, {_LINKED[pair.connected]};",
+        f"{after} is {_WORDS[pair.matching]}.",
+    ]
 
 
 def barrier_against_excess(tables: Tables, e: Experiment) -> Figure:
