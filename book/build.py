@@ -26,6 +26,7 @@ import vl_convert
 import yaml
 from pages import PUBLISHED
 
+from unmask import findings
 from unmask.findings.connectivity import VEGA_LITE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,6 +148,9 @@ def fold(page):
                     "Table and code" if "hide-cell" in cell.metadata.get("tags", []) else "Code"
                 )
                 about["code_prompt_show"] = about["code_prompt_hide"] = f"{folded}: {calls[-1]}"
+                if "figure" in about and hasattr(findings, calls[-1].partition(".")[0]):
+                    source = f" {{py:func}}`Source <unmask.findings.{calls[-1]}>`"
+                    about["figure"]["caption"] += source
         cells += [cell, *live(cell)]
     notebook.cells = cells
     nbformat.write(notebook, SOURCE / page)

@@ -1,6 +1,8 @@
 """A Sphinx extension: it stops a build of anything but the copy that `build.py` stages, says in the
-footer what the book was built from, and mends a role that WAI-ARIA no longer has."""
+footer what the book was built from, mends a role that WAI-ARIA no longer has, and leads from a
+caption to its picture."""
 
+import re
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,4 +27,6 @@ def stamp(app, config):
 
 def mend(app, page, template, context, doctree):
     if "body" in context:
-        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        figure = r'(src="([^"]+\.svg)"[^>]*>\s*<figcaption>.*?)(<a class="headerlink")'
+        context["body"] = re.sub(figure, r'\1 · <a href="\2">SVG</a>\3', body, flags=re.DOTALL)

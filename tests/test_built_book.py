@@ -83,6 +83,7 @@ def test_figures_of_notebooks_have_captions(page):
         figure = image.find_parent("figure")
         caption = figure and figure.find("figcaption")
         assert caption and caption.get_text(strip=True), image
+        assert caption.find("a", href=image["src"]), image
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page[:12] in FINDINGS])
