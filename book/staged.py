@@ -29,4 +29,5 @@ def mend(app, page, template, context, doctree):
     if "body" in context:
         body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
         figure = r'(src="([^"]+\.svg)"[^>]*>\s*<figcaption>.*?)(<a class="headerlink")'
-        context["body"] = re.sub(figure, r'\1 · <a href="\2">SVG</a>\3', body, flags=re.DOTALL)
+        linked = r'\1<span class="picture"> · <a href="\2">SVG</a></span>\3'
+        context["body"] = re.sub(figure, linked, body, flags=re.DOTALL)
