@@ -444,6 +444,15 @@ def test_no_experiment_has_these_tables_unless_asked():
         unmask.measure("smoke", ["stability"])
 
 
+def test_a_table_that_is_asked_for_by_its_name_is_published(smoke_store, tmp_path):
+    e = experiment("smoke", seeds=1)
+    found = unmask.measure(e, ["schedules"], smoke_store, 1)
+    assert set(found) == {"schedules"}
+    unmask.results.publish(Lab(e, smoke_store), "named", tmp_path, wanted=list(found))
+    _, back, _ = unmask.results.published("named", tmp_path)
+    pd.testing.assert_frame_equal(back["schedules"], found["schedules"], check_exact=True)
+
+
 def test_candidates_are_shares_of_the_steps():
     steps = candidates(experiment("miniature"))
     assert steps == (0, 9, 13, 19, 27, 38, 53, 75, 106, 150, 212, 300, 424, 600)
