@@ -293,7 +293,8 @@ def test_chains_cut_what_they_say_from_the_rewind_point_and_masks_nest(smoke_sto
     starts = [start for start, options in seen if not options]
     assert len(starts) == len(table)  # all else is fine-tuned
     assert len(seen) - len(starts) == table[table.stride == ADAPTIVE].tried.max()
-    for start, one in zip(starts, table.itertuples()):
+    chains = pd.concat([table[table.stride == stride] for stride in (2, 3, ADAPTIVE)])
+    for start, one in zip(starts, chains.itertuples()):
         assert unmask.pruning.survivors(start.mask) == lab.survivors(one.level)
         assert start.order == (0, "order", one.trained)
         assert all(torch.equal(start.state[name], here[name]) for name in here)
@@ -301,7 +302,7 @@ def test_chains_cut_what_they_say_from_the_rewind_point_and_masks_nest(smoke_sto
         assert not any((start.mask[name] & ~before[name]).any() for name in before)
         sparser[one.stride] = start.mask
     # what is cut at once is cut from the dense solution, and trained as any other
-    at_once = starts[table.index[table.stride == 3][0]]
+    at_once = starts[2]
     dense = lab.level(0, 0, 0).state
     mask = unmask.pruning.prune_magnitude(dense, lab.dense_mask, lab.survivors(3))
     assert all(torch.equal(mask[name], at_once.mask[name]) for name in mask)
@@ -442,6 +443,15 @@ def test_no_experiment_has_these_tables_unless_asked():
     assert not {"stability", "cuts", "imp_levels", "dense_error", "ends"} & set(known)
     with pytest.raises(UnmaskError, match="table='stability': must be one of"):
         unmask.measure("smoke", ["stability"])
+
+
+def test_a_table_that_is_asked_for_by_its_name_is_published(smoke_store, tmp_path):
+    e = experiment("smoke", seeds=1)
+    found = unmask.measure(e, ["schedules"], smoke_store, 1)
+    assert set(found) == {"schedules"}
+    unmask.results.publish(Lab(e, smoke_store), "named", tmp_path, wanted=list(found))
+    _, back, _ = unmask.results.published("named", tmp_path)
+    pd.testing.assert_frame_equal(back["schedules"], found["schedules"], check_exact=True)
 
 
 def test_candidates_are_shares_of_the_steps():

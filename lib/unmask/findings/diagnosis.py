@@ -238,12 +238,12 @@ def schedules(lab, seed) -> pd.DataFrame:
             level, tried = level + stride, tried + more
             mask = unmask.pruning.prune_magnitude(state, mask, lab.survivors(level))
             (state,) = lab.trained([unmask.train.Start(here, mask, order)], e.latest)
-            error = lab.evaluate(state).error
-            rows.append((name, level, lab.density(level), trained, tried, error))
+            found = lab.density(level), trained, tried, lab.evaluate(state).error
+            rows.append((name, level, *found))
             if level == end:
                 break
     columns = ["stride", "level", "density", "trained", "tried", "test_error"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(sorted(rows, key=lambda row: row[3]), columns=columns)
 
 
 # How it is judged: what answers are, from tables: a verdict, a few words, and sentences
