@@ -16,7 +16,8 @@ import pandas as pd
 from . import tables
 from .errors import UnmaskError
 from .experiments import PRESETS, Experiment, experiment
-from .store import commit, csv_of, processor, reading_csv, write_atomically, writing
+from .remote import reaching
+from .store import commit, csv_of, processor, reading_csv, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,8 +92,7 @@ def publish(
     about = {"experiment": dataclasses.asdict(whole), "identity": whole.id}
     about["recipe"] = whole.recipe
     about["instalments"] = [*_remaining(instalments, this), this | _about(lab, names)]
-    with writing("publish", target):
-        target.mkdir(parents=True, exist_ok=True)
+    with reaching("publish", target):
         for table, values in written.items():
             write_atomically(target / f"{table}.csv", csv_of(values))
         text = json.dumps(about, indent=1) + "\n"
