@@ -74,7 +74,8 @@ def files(folder: UPath) -> list[str]:
     with contextlib.suppress(FileNotFoundError), reaching("store", folder, "read"):
         found = folder.fs.find(folder.path)
         folder.fs.invalidate_cache()  # others write there as well
-        return [path.removeprefix(folder.path).lstrip("/") for path in found]
+        names = (path.removeprefix(folder.path).lstrip("/") for path in found)
+        return [name for name in names if name]  # s3fs may name the folder
     return []
 
 
