@@ -112,9 +112,9 @@ def claim(path: UPath) -> Iterator[None]:
         raise Timeout(str(path))
     mine, ended = folder / (max(known, default="") + "x"), threading.Event()
     try:
-        write(mine, _now(), "create")
-    except Exception as error:  # stores have several words for: it is there already
-        if exists(mine):
+        write(mine, str(time.time()).encode(), "create")
+    except Exception as error:  # S3: "pre-conditions did not hold", "conditional request conflict"
+        if isinstance(error, FileExistsError) or "condition" in str(error):
             raise Timeout(str(path)) from error
         raise
     for name in known:
@@ -123,7 +123,7 @@ def claim(path: UPath) -> Iterator[None]:
     def renew():
         while not ended.wait(BEAT):
             with contextlib.suppress(Exception):  # whoever needs the store will say so
-                write(mine, _now())
+                write(mine, str(time.time()).encode())
 
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
@@ -134,10 +134,6 @@ def claim(path: UPath) -> Iterator[None]:
         thread.join()
         with contextlib.suppress(Exception):  # or it will count as dead
             remove(mine)
-
-
-def _now() -> bytes:
-    return str(time.time()).encode()
 
 
 def _age(path: UPath) -> float:

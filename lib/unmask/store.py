@@ -187,7 +187,7 @@ class Store:
 
     def whole(self, name: str) -> bool:
         """Is the entry there, and undamaged? A damaged one is reported and removed."""
-        return name in self and self._read_whole(name) is not None
+        return self._read_whole(name) is not None
 
     def _read_whole(self, name):
         if name not in self:
