@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
@@ -186,8 +185,8 @@ def where_of(lab: Lab) -> tuple[Experiment, str, str, str]:
 def do_there(task: Task, experiment: Experiment, recipe: str, root: str, folder: str) -> Outcome:
     """Do a task in another process.
     Raises UnmaskError: the process does not see the same files."""
-    for path in (Store(root).root, Path(folder)):
-        if not remote.exists(path):
+    for path, seen in ((root, remote.exists(Store(root).root)), (folder, os.path.isdir(folder))):
+        if not seen:
             raise UnmaskError(f"{platform.node()} does not see {path}, which all have to")
     os.chdir(folder)  # where a user's files are found; a worker may be older than that
     if experiment.recipe != recipe:
