@@ -29,6 +29,31 @@ def store(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    from s3_server import serving
+
+    with serving(tmp_path_factory.mktemp("s3")) as found:
+        yield found
+
+
+@pytest.fixture
+def bucket(server):
+    """A bucket on a server of S3 of this machine; see `s3_server.Bucket`."""
+    server.reset()
+    yield server
+    server.reset()
+
+
+@pytest.fixture(params=["folder", "memory", "bucket"])
+def anywhere(request, tmp_path):
+    """A store of every kind."""
+    if request.param == "folder":
+        return Store(tmp_path / "store")
+    where = request.getfixturevalue("bucket").url if request.param == "bucket" else "memory:/"
+    return Store(f"{where}/{tmp_path.name}")
+
+
+@pytest.fixture(scope="session")
 def smoke_store(tmp_path_factory):
     """A store that the tests of the `smoke` preset share: what one computes the next finds."""
     return Store(tmp_path_factory.mktemp("smoke"))

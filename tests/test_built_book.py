@@ -12,7 +12,7 @@ import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from two_runs import disagreements, restricted
+from two_runs import disagreements, made_alike, restricted
 
 import unmask
 from unmask.findings import connectivity
@@ -153,7 +153,7 @@ def test_what_was_computed_agrees_with_what_is_published():
     e = unmask.experiment("miniature_short")
     here = unmask.measure(e, [name for name in unmask.tables.known_tables() if name in there])
     part = restricted(there, here)
-    same = unmask.results.made_alike(provenance)
+    same = made_alike(provenance)
     ours, theirs = all_verdicts(here, e), all_verdicts(part, e)
     assert len(ours.evidence) == len(theirs.evidence) > 0
     assert disagreements(ours, theirs, same, all_verdicts(there, known)) == []

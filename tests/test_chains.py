@@ -431,7 +431,7 @@ def test_stores_and_presets_may_be_given_by_path_and_name(smoke, tmp_path, monke
     assert unmask.table("levels", "smoke", jobs=1).equals(expected)
     with pytest.raises(UnmaskError, match="preset='smok': must be one of miniature, "):
         unmask.table("levels", "smok", root)
-    with pytest.raises(UnmaskError, match="cannot write"):
+    with pytest.raises(UnmaskError, match="cannot be written"):
         (tmp_path / "file").write_text("")
         unmask.table("levels", "smoke", tmp_path / "file" / "store")
 

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from two_runs import made_alike
 
 import unmask
 from unmask import results, tables
@@ -169,5 +170,5 @@ def test_a_published_number_is_computed_again(preset, store, monkeypatch, reques
         monkeypatch.setenv("UNMASK_DATA", str(request.getfixturevalue("real_images")))
     row = levels[(levels.seed == e.first_seed) & (levels.level == 0)].iloc[0]
     error = lab.evaluate(lab.level(e.first_seed, e.earliest, 0).state).error
-    tolerance = 0 if results.made_alike(provenance) else 3 * e.epsilon
+    tolerance = 0 if made_alike(provenance) else 3 * e.epsilon
     assert error == pytest.approx(row.test_error, abs=tolerance)

@@ -2,10 +2,19 @@
 
 from scipy import stats
 
+from unmask.results import versions
+from unmask.store import processor
 from unmask.verdicts import FAILS, HOLDS, Tables, Verdicts
 
 ALARM = 0.001  # how often they may be told apart by chance, for each claim
 _PLACES = ("seed", "rewind_step", "level", "length")
+
+
+def made_alike(about: dict) -> bool:
+    """Was all of it computed on a processor like this one, by the same versions? Then what this
+    machine computes is the same to the last bit."""
+    here = {"processor": processor(), "versions": versions()}
+    return all(one[what] == here[what] for one in about["instalments"] for what in here)
 
 
 def restricted(tables: Tables, to: Tables) -> Tables:

@@ -224,10 +224,11 @@ def _export(options) -> None:
 
 
 def _store(options) -> int:
+    from .remote import exists
     from .store import Store
 
     store, damaged, unreadable = Store(), 0, []
-    if not store.root.is_dir():
+    if not exists(store.root):
         raise UnmaskError(f"store={str(store.root)!r}: there is no store")
     names = list(store.names(unreadable.append))
     for error in unreadable:

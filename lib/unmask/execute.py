@@ -13,7 +13,8 @@ from .errors import UnmaskError
 from .experiments import experiment
 from .lab import Lab
 from .parallel import check_backend, check_jobs
-from .store import Store, writing
+from .remote import reaching
+from .store import Store
 
 
 def targets(
@@ -80,7 +81,7 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
 
     partial = target.with_name(f".{target.name}.partial.ipynb")
     try:
-        with writing("output", target), _this_python() as folder:
+        with reaching("output", target), _this_python() as folder:
             target.parent.mkdir(parents=True, exist_ok=True)
             papermill.execute_notebook(
                 str(notebook),

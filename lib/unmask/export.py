@@ -12,7 +12,8 @@ from .chains import Place
 from .errors import UnmaskError
 from .experiments import PRESETS
 from .lab import Lab
-from .store import TENSORS, commit, write_atomically, writing
+from .remote import reaching
+from .store import TENSORS, commit, write_atomically
 
 _CARD = """\
 # {title}
@@ -71,8 +72,7 @@ def export(lab: Lab, place: Place, folder: Path) -> Path:
         network = f"network = ...  # {e.network}"
     rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())
     card = _CARD.format(title=place, rows=rows, network=network)
-    with writing("output", folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with reaching("output", folder):
         write_atomically(folder / "ticket.safetensors", safetensors.torch.save(ticket.tensors()))
         write_atomically(folder / "README.md", card.encode())
     return folder

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
-from . import processes
+from . import processes, remote
 from .errors import Degenerate, UnmaskError
 from .experiments import Experiment
 from .store import Store
@@ -185,8 +185,8 @@ def where_of(lab: Lab) -> tuple[Experiment, str, str, str]:
 def do_there(task: Task, experiment: Experiment, recipe: str, root: str, folder: str) -> Outcome:
     """Do a task in another process.
     Raises UnmaskError: the process does not see the same files."""
-    for path in (root, folder):
-        if not os.path.isdir(path):
+    for path, seen in ((root, remote.exists(Store(root).root)), (folder, os.path.isdir(folder))):
+        if not seen:
             raise UnmaskError(f"{platform.node()} does not see {path}, which all have to")
     os.chdir(folder)  # where a user's files are found; a worker may be older than that
     if experiment.recipe != recipe:

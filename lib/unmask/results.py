@@ -16,7 +16,8 @@ import pandas as pd
 from . import tables
 from .errors import UnmaskError
 from .experiments import PRESETS, Experiment, experiment
-from .store import commit, csv_of, processor, reading_csv, write_atomically, writing
+from .remote import reaching
+from .store import commit, csv_of, reading_csv, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,8 +92,7 @@ def publish(
     about = {"experiment": dataclasses.asdict(whole), "identity": whole.id}
     about["recipe"] = whole.recipe
     about["instalments"] = [*_remaining(instalments, this), this | _about(lab, names)]
-    with writing("publish", target):
-        target.mkdir(parents=True, exist_ok=True)
+    with reaching("publish", target):
         for table, values in written.items():
             write_atomically(target / f"{table}.csv", csv_of(values))
         text = json.dumps(about, indent=1) + "\n"
@@ -166,13 +166,6 @@ def provenance(name: str, folder: Path = FOLDER) -> dict:
 def told(about: dict, what: str) -> str:
     """What all instalments of a provenance say of something."""
     return ", ".join(dict.fromkeys(one[what] for one in about["instalments"]))
-
-
-def made_alike(about: dict) -> bool:
-    """Was all of it computed on a processor like this one, by the same versions? Then what this
-    machine computes is the same to the last bit."""
-    here = {"processor": processor(), "versions": versions()}
-    return all(one[what] == here[what] for one in about["instalments"] for what in here)
 
 
 def published_names(folder: Path = FOLDER) -> list[str]:

@@ -1,10 +1,10 @@
-"""The store: everything computed, once, on disk.
+"""The store: everything computed, once, in a folder or at an fsspec URL.
 
 An entry is a data file (`.safetensors` for tensors, `.csv` for tables) and, written after it, a
 `.json` beside it with the data's SHA-256 and provenance. Both are written to a temporary name and
-renamed, so an entry is either whole or absent and several processes may share one folder. Reading
-checks the checksum; a damaged entry is reported and counts as absent, so it is computed again.
-Nothing is ever unpickled.
+renamed, or put at once, so an entry is either whole or absent and several processes may share one
+store. Reading checks the checksum; a damaged entry is reported and counts as absent, so it is
+computed again. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import processes
+from . import processes, remote
 from .errors import UnmaskError
+from .remote import reaching
 
 if TYPE_CHECKING:
     import pandas
@@ -37,10 +39,10 @@ TENSORS, TABLE = ".safetensors", ".csv"
 
 
 def default_root() -> Path:
-    """`$UNMASK_STORE`; else `store/` of the checkout this runs from; else the user's cache
-    folder."""
-    if os.environ.get("UNMASK_STORE"):
-        return Path(os.environ["UNMASK_STORE"])
+    """`$UNMASK_STORE`, if it is a folder; else `store/` of the checkout this runs from; else the
+    user's cache folder."""
+    if (chosen := os.environ.get("UNMASK_STORE")) and not remote.is_url(chosen):
+        return Path(chosen)
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").exists():
         return checkout / "store"
@@ -48,27 +50,33 @@ def default_root() -> Path:
 
 
 def expanded(path: Path | str) -> Path:
-    """The absolute path, `~` expanded.
+    """The absolute path, `~` expanded; also of `file://PATH`.
     Raises UnmaskError: there is no such user."""
     try:
-        return Path(path).expanduser().absolute()
+        return Path(str(path).removeprefix("file://")).expanduser().absolute()
     except RuntimeError as error:
         raise UnmaskError(f"path={str(path)!r}: there is no such user") from error
 
 
 class Store:
     """Entries by name, a relative path such as `RECIPE/seed0/rewind0050/imp/level03.safetensors`.
-    Raises UnmaskError: the folder cannot be made or written, or the disk is full."""
+    `root`: its folder or URL; by default `$UNMASK_STORE`, or else `default_root`.
+    Raises UnmaskError: it cannot be made or written, or the disk is full; as `remote.at`; a URL
+    cannot be reached."""
 
     def __init__(self, root: Path | str | None = None):
-        self.root = expanded(root if root is not None else default_root())
+        root = root if root is not None else os.environ.get("UNMASK_STORE") or default_root()
+        local = not remote.is_url(root) or str(root).startswith("file://")
+        self.root = expanded(root) if local else remote.at(root)
         self.unfinished: set[str] = set()  # trainings kept until what comes of them is stored
 
     def prepare(self) -> None:
         """Make the folder, see that it can be written, and sweep what writers that are dead by now
         have left; before anything is computed.
         Raises UnmaskError: it cannot be written."""
-        with self._writing(self.root):
+        with reaching("store", self.root):
+            if not isinstance(self.root, Path):
+                return remote.prepare(self.root)
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
@@ -79,7 +87,7 @@ class Store:
                     path.unlink()
 
     def __contains__(self, name: str) -> bool:
-        return os.path.exists(self.root / (name + ".json"))
+        return remote.exists(self.root / (name + ".json"))
 
     def tensors(self, name: str, fits: Callable[[dict], bool] = lambda _: True) -> dict | None:
         """The stored dict of tensors, in order of their names, or None if it is not there whole, or
@@ -105,9 +113,9 @@ class Store:
     def finish(self) -> None:
         """Remove unfinished trainings that were resumed or kept: what came of them is stored."""
         for name in self.unfinished:
-            with self._writing(self.root / name):
+            with reaching("store", self.root / name):
                 for ending in (TENSORS + ".json", TENSORS):
-                    (self.root / (name + ending)).unlink(missing_ok=True)
+                    remote.remove(self.root / (name + ending))
         self.unfinished.clear()
 
     def table(self, name: str, compute: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:
@@ -137,28 +145,32 @@ class Store:
         with contextlib.ExitStack() as stack:
             for name in sorted(set(names) - held):
                 path = self.root / "claims" / name
-                with self._writing(path), contextlib.suppress(Timeout):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(FileLock(path, timeout=0))
+                with reaching("store", path), contextlib.suppress(Timeout):
+                    if local := isinstance(path, Path):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(FileLock(path, timeout=0) if local else remote.claim(path))
                     held.add(name)
             yield held
 
     def names(self, unreadable: Callable[[OSError], None] = lambda _: None) -> Iterator[str]:
         """All entries, in order of their names; `unreadable` is told of folders that cannot be
         read."""
-        found = []
-        for folder, folders, files in os.walk(self.root, onerror=unreadable, followlinks=True):
-            here, there = os.path.relpath(folder, self.root), (*folders, *files)
-            entries = (file.removesuffix(".json") for file in there if file.endswith(".json"))
-            kept = (entry for entry in entries if entry.endswith((TENSORS, TABLE)))
-            found += [os.path.normpath(os.path.join(here, entry)) for entry in kept]
-        return iter(sorted(found))
+        if isinstance(self.root, Path):
+            tree = os.walk(self.root, onerror=unreadable, followlinks=True)
+            paths = (os.path.join(here, n) for here, *there in tree for n in chain(*there))
+            files = (path.removeprefix(str(self.root)).lstrip("/") for path in paths)
+        else:
+            files = remote.files(self.root)
+        names = (file.removesuffix(".json") for file in files if file.endswith(".json"))
+        return iter(sorted(name for name in names if name.endswith((TENSORS, TABLE))))
 
     def provenance(self, name: str) -> dict:
         """What is known of an entry: checksum, size, date, wall time, versions, host.
         Raises ValueError: it is no such record."""
         try:
             about = json.loads(_read_file(self.root / (name + ".json"), 1_000_000))
+        except UnmaskError:
+            raise
         except (ValueError, RecursionError) as error:
             raise ValueError("its .json cannot be read") from error
         kinds = {"bytes": int, "seconds": (int, float), "sha256": str, "date": str}
@@ -175,7 +187,7 @@ class Store:
 
     def whole(self, name: str) -> bool:
         """Is the entry there, and undamaged? A damaged one is reported and removed."""
-        return name in self and self._read_whole(name) is not None
+        return self._read_whole(name) is not None
 
     def _read_whole(self, name):
         if name not in self:
@@ -189,20 +201,22 @@ class Store:
         """Say what is wrong with an entry, and let it count as absent."""
         said = f"unmask: {self.root / name} is damaged ({damage}); computing it again"
         print(said, file=sys.stderr)
-        with self._writing(self.root / name):
+        with reaching("store", self.root / name):
             for path in (self.root / (name + ".json"), self.root / name):
                 if path.is_dir() and not path.is_symlink():  # whoever put it there may want it
                     path.rename(path.with_name(f"{path.name}.damaged-{os.getpid()}"))
-            (self.root / (name + ".json")).unlink(missing_ok=True)
+            remote.remove(self.root / (name + ".json"))
 
     def _read(self, name):
         try:
             expected = self.provenance(name)
             data = _read_file(self.root / name, expected["bytes"])
         except FileNotFoundError as error:
-            return b"", f"{Path(error.filename).suffix} file missing"
+            return b"", f"{Path(error.filename or name).suffix} file missing"
         except OSError as error:
             return b"", f"cannot be read: {error.strerror}"
+        except UnmaskError:
+            raise
         except ValueError as error:
             return b"", str(error)
         if len(data) != expected["bytes"]:
@@ -221,21 +235,12 @@ class Store:
             record = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "name": name}
             record |= {"seconds": round(seconds, 3)} | _provenance()
             path = self.root / name
-            with self._writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+            with reaching("store", path):
                 write_atomically(path, data)
                 about = json.dumps(record, indent=1).encode()
                 write_atomically(path.with_name(path.name + ".json"), about)
         if wait:
             processes.wait()
-
-    @contextlib.contextmanager
-    def _writing(self, path):
-        try:
-            yield
-        except OSError as error:
-            said = f"store={str(self.root)!r}: cannot write {path}: {error.strerror}"
-            raise UnmaskError(said) from error
 
 
 def _provenance() -> dict[str, str]:
@@ -306,23 +311,14 @@ def _is_alive(process: int) -> bool:
 def _read_file(path: Path, most: int) -> bytes:
     """A regular file of at most so many bytes: no pipe is waited for, and no large file read that
     was put in a small one's place."""
-    about = os.stat(path)
+    with reaching("store", path, "read"):
+        about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise OSError(errno.EINVAL, "not a file")
     if about.st_size > most:
         raise ValueError(f"{about.st_size} bytes, stored were {most}")
-    return path.read_bytes()
-
-
-@contextlib.contextmanager
-def writing(option: str, path: Path) -> Iterator[None]:
-    """Inside, files are written to a path that a user chose by an option.
-    Raises UnmaskError: they cannot be."""
-    try:
-        yield
-    except OSError as error:
-        said = f"{option}={str(path)!r}: cannot be written: {error.strerror}"
-        raise UnmaskError(said) from error
+    with reaching("store", path, "read"):
+        return path.read_bytes()
 
 
 _UMASK = os.umask(0o077)  # can be read only by setting it
@@ -330,7 +326,11 @@ os.umask(_UMASK)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it: it is there whole or not at all."""
+    """Write a file, and its folder: under a temporary name, to rename it, so that it is there whole
+    or not at all, as is what is put at a URL."""
+    if not isinstance(path, Path):
+        return remote.write(path, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
     name = f".{_HOST}.{os.getpid()}."
     handle, temporary = tempfile.mkstemp(".partial", name, path.parent)
     try:

@@ -164,7 +164,7 @@ def measure(
     Args:
         chosen: the experiment, or the name of a preset.
         names: of the tables; all if not given.
-        store: where results are kept, or its folder; by default, see `store.default_root`.
+        store: where results are kept, or its folder or URL; by default, see `store.Store`.
         jobs: processes to use; by default, one for each core, or one on a GPU. What comes out does
             not depend on it. On a cluster, how many tasks at a time at most.
         backend: "local", or "ray" for the Ray cluster at an `address`; by default that which this

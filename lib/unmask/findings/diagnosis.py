@@ -33,7 +33,8 @@ from ..errors import Degenerate
 from ..experiments import Experiment, bad
 from ..parallel import check_jobs
 from ..plots import PERCENT
-from ..store import Store, commit, processor, write_atomically, writing
+from ..remote import reaching
+from ..store import Store, commit, processor, write_atomically
 from ..tables import Part, table
 from ..verdicts import FAILS, HOLDS, SYMBOLS, UNDECIDED, Claims, Tables, Verdicts, at_latest
 from ..verdicts import area, barrier, in_sublevel_set, is_at_chance, is_at_most, is_connected
@@ -651,8 +652,7 @@ class Diagnosis:
         """Write `diagnosis.html` and, beside it, `diagnosis.json`: the path of the page.
         Raises UnmaskError: the folder cannot be written."""
         page, numbers = folder / "diagnosis.html", json.dumps(self.record(), indent=1)
-        with writing("output", folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        with reaching("output", folder):
             write_atomically(page, self.page().encode())
             write_atomically(page.with_suffix(".json"), numbers.encode())
         return page
