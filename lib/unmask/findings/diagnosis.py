@@ -712,7 +712,7 @@ def _dotted(rows: pd.DataFrame, x: str, panels: dict, labels: tuple[str, str], e
             ax.plot(at[here], values[here], **look)
         ax.set_xticks(range(len(places)), places, fontsize="small")
         ax.set(title=title, xlabel=x.replace("_", " "))
-    axes[0].legend(fontsize="small")
+    plots.legend_above(figure, axes[0])
     return figure, axes
 
 
