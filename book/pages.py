@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
+from scipy.stats import ttest_ind
 
 import unmask
 from unmask import plots, results, tables
 from unmask.chains import RETRAININGS
 from unmask.findings import FINDINGS
-from unmask.verdicts import MEASURED, Tables, Verdicts, at_latest, captioned, counted, holm, link
-from unmask.verdicts import mark, settings_in_numbers, statistic, with_matching
+from unmask.verdicts import FAILS, HOLDS, MEASURED, Evidence, Tables, Verdicts, at_latest, captioned
+from unmask.verdicts import counted, holm, link, mark, settings_in_numbers, statistic, with_matching
 
 _PAGES = yaml.safe_load(Path(__file__).with_name("pages.yml").read_text())
 PAGES = {finding: about["page"] for finding, about in _PAGES["findings"].items()}
@@ -77,6 +78,39 @@ def headline_table(shown: Verdicts) -> pd.DataFrame:
         rows.append((mark(one), claim, one.words(), *tests))
     columns = ["verdict", "claim", "mean [90 % interval]", "sign test", "Holm"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def judged_in_both(shown: Verdicts, other: Verdicts) -> list[tuple[Evidence, Evidence, float]]:
+    """The claims that two runs of different seeds judge, and the p-value of their difference
+    (Welch's t-test), NaN where there is none."""
+
+    def p_value(one: pd.Series, other: pd.Series) -> float:
+        varies = min(len(one), len(other)) > 1 and one.std() + other.std() > 1e-9
+        return ttest_ind(one, other, equal_var=False).pvalue if varies else np.nan
+
+    known = {one.claim: one for one in other.evidence}
+    pairs = [(one, known[one.claim]) for one in shown.evidence if one.judged and one.claim in known]
+    return [(one, other, p_value(one.values, other.values)) for one, other in pairs]
+
+
+def other_seeds_table(pairs: list[tuple[Evidence, Evidence, float]]) -> pd.DataFrame:
+    """Of the headline claims, what two runs of different seeds say."""
+    rows = [
+        (link(one), mark(one), one.words(), mark(other), other.words(), p)
+        for one, other, p in pairs
+        if one.headline
+    ]
+    columns = ["claim", "seeds above", "mean [90 %]", "other seeds", "mean [90 %] ", "p, same mean"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def agreement(pairs: list[tuple[Evidence, Evidence, float]]) -> dict[str, int]:
+    """How many claims there are, have the same verdict, hold in one run and fail in the other, and
+    have means that chance would part one time in a thousand."""
+    verdicts = [{one.verdict, other.verdict} for one, other, _ in pairs]
+    found = {"claims": len(pairs), "same": sum(len(both) == 1 for both in verdicts)}
+    found["opposed"] = sum(both == {HOLDS, FAILS} for both in verdicts)
+    return found | {"told": sum(p < 0.001 for *_, p in pairs)}
 
 
 def counts(verdicts: dict[str, Verdicts], folder: str = "../notebooks/") -> pd.DataFrame:

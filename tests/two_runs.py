@@ -19,11 +19,12 @@ def made_alike(about: dict) -> bool:
 
 def restricted(tables: Tables, to: Tables) -> Tables:
     """Of another run's tables, what is about the same seeds, rewind steps, levels and lengths as
-    the tables `to`."""
+    the tables `to`, as far as these have them."""
     found = {}
     for name, wanted in to.items():
         keys = [key for key in _PLACES if key in wanted]
-        found[name] = tables[name].merge(wanted[keys].drop_duplicates(), on=keys)
+        table = tables[name]
+        found[name] = table.merge(wanted[keys].drop_duplicates(), on=keys) if keys else table
     return found
 
 
