@@ -437,7 +437,7 @@ def test_stores_and_presets_may_be_given_by_path_and_name(smoke, tmp_path, monke
 
 
 def test_unknown_table_is_refused(smoke):
-    with pytest.raises(UnmaskError, match="table='nope': must be one of .*levels, references, lay"):
+    with pytest.raises(UnmaskError, match="table='nope': must be one of levels, references, lay"):
         unmask.table("nope", smoke.experiment, smoke.store)
 
 

@@ -137,11 +137,11 @@ def load_findings() -> dict[str, ModuleType]:
 
 
 def known_tables(asked: bool = False) -> list[str]:
-    """The names of all tables that experiments have, in the order of the findings; `asked`: of
-    those as well that are computed only where they are named."""
+    """The names of all tables that experiments have, in the order of the findings; `asked`: after
+    them those that are computed only where they are named."""
     load_findings()
-    whole = (name for name, table in TABLES.items() if not table.tensors)
-    return [n for n in whole if not TABLES[n].asked or asked and TABLES[n].cases]
+    known = [name for name, table in TABLES.items() if not (table.tensors or table.asked)]
+    return known + [n for n, table in TABLES.items() if asked and table.asked and table.cases]
 
 
 def check_tables(names: Iterable[str]) -> None:
