@@ -238,6 +238,8 @@ def test_a_run_that_loses_its_store_again_and_again_ends_as_if_nothing_had_been(
 ):
     store, there = Store(f"{bucket.url}/flaky"), set()
     monkeypatch.setenv("UNMASK_STORE", str(store.root))
+    for name, seconds in (("BEAT", 1), ("DEAD", 5)):  # a claim that could not be given up
+        monkeypatch.setattr(remote, name, seconds)
     for most in (40, 120, 10_000):  # requests, before all others are lost half-way; it needs 240
         bucket.reset()
         bucket.trouble = lambda *_: "lost" if len(bucket.asked) > most else None  # noqa: B023
