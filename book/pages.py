@@ -95,11 +95,10 @@ def judged_in_both(shown: Verdicts, other: Verdicts) -> list[tuple[Evidence, Evi
 
 def other_seeds_table(pairs: list[tuple[Evidence, Evidence, float]]) -> pd.DataFrame:
     """Of the headline claims, what two runs of different seeds say."""
-    rows = [
-        (link(one), mark(one), one.words(), mark(other), other.words(), p)
-        for one, other, p in pairs
-        if one.headline
-    ]
+    rows = []
+    for one, other, p in (both for both in pairs if both[0].headline):
+        claim = link(one, f"../notebooks/{PAGES[one.finding]}.html")
+        rows.append((claim, mark(one), one.words(), mark(other), other.words(), p))
     columns = ["claim", "seeds above", "mean [90 %]", "other seeds", "mean [90 %] ", "p, same mean"]
     return pd.DataFrame(rows, columns=columns)
 
