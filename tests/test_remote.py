@@ -222,7 +222,9 @@ def test_what_is_lost_on_the_way_back_is_no_damage(bucket, capsys):
     store.put_tensors("t", {"x": torch.ones(3)})
     before = contents(store)
     for lost in (("HEAD", ".json"), ("GET", ".json"), ("GET", ".safetensors")):
-        bucket.trouble = lambda *asked: "lost" * all(map(str.endswith, asked, lost)) or None  # noqa: B023
+        bucket.trouble = lambda *asked, lost=lost: (
+            "lost" * all(map(str.endswith, asked, lost)) or None
+        )
         for read in (store.tensors, lambda name: store.damage(f"{name}.safetensors")):
             with pytest.raises(UnmaskError, match="^store='s3://.*: cannot be read: "):
                 read("t")

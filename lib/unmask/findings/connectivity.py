@@ -405,7 +405,7 @@ def explorer(tables: Tables, e: Experiment) -> Chart:
     each point of the way), barrier, limit (the largest error that matches), words; in percent."""
     import vl_convert
 
-    ways = _interpolated(tables).assign(error=(PERCENT * _interpolated(tables).test_error).round(2))
+    ways = _interpolated(tables).assign(error=lambda rows: (PERCENT * rows.test_error).round(2))
     rows = ways.groupby(_KEYS)[["t", "error"]].agg(list)
     rows = rows.join(successive(tables, e).set_index(_KEYS)).reset_index()
     rows["words"] = [_in_words(row) for row in rows.itertuples()]
