@@ -56,12 +56,8 @@ class Split(NamedTuple):
         return Split(*(part.to(device) if torch.is_tensor(part) else part for part in self))
 
     def normalised(self, x: torch.Tensor) -> torch.Tensor:
-        """Some of `x` as a network takes it: images normalised, their channels last in memory."""
-        if self.mean is None:
-            return x
-        x = x.float().sub_(self.mean).div_(self.std)
-        # not `contiguous`, which leaves one channel as it is, taken for channels-first later
-        return x.to(memory_format=torch.channels_last)
+        """Some of `x` as a network takes it: images normalised."""
+        return x if self.mean is None else _laid_out(x.float().sub_(self.mean).div_(self.std))
 
     def chunks(self, size: int, first: int = 0, step: int = 1) -> Batches:
         """Every `step`th sample from `first` on, at most `size` at a time: inputs and labels."""
@@ -85,9 +81,16 @@ class Split(NamedTuple):
                 x = crop_and_flip(x, draws.flatten().to(self.device))
             # replicates become groups of channels
             x = self.normalised(x).unflatten(0, samples.shape).transpose(0, 1).flatten(1, 2)
-            if self.mean is not None:
-                x = x.to(memory_format=torch.channels_last)
-            yield x, self.y[samples].flatten()
+            yield x if self.mean is None else _laid_out(x), self.y[samples].flatten()
+
+
+def _laid_out(x: torch.Tensor) -> torch.Tensor:
+    """Images as the kernels for float32 want them in memory: on a CPU channels last, on a GPU
+    first (see `networks.layout`)."""
+    if x.is_cuda:
+        return x.contiguous()
+    # not `contiguous`, which leaves one channel as it is, taken for channels-first later
+    return x.to(memory_format=torch.channels_last)
 
 
 def _chunked(samples: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
@@ -535,7 +538,7 @@ class Stream:
         loader = DataLoader(self, batch_sampler=batches, **options)
         try:
             for x, y in loader:
-                x = x.to(self.device, non_blocking=True).to(memory_format=torch.channels_last)
+                x = _laid_out(x.to(self.device, non_blocking=True))
                 yield x, y.to(self.device, non_blocking=True)
         except UnmaskError as error:  # a worker puts its traceback before it
             raise UnmaskError(str(error).strip().rpartition("UnmaskError: ")[2]) from error

@@ -320,6 +320,23 @@ def kernels(network: nn.Module, precision: str = "float32"):
         yield
 
 
+def layout(e: Experiment, x: Tensor) -> torch.memory_format:
+    """How cuDNN wants images in memory, and the kernels applied to them. On an H100 its kernels for
+    float32 are twice as fast with channels first, those for lower precisions with channels last."""
+    images = x.dim() == 4 and e.precision != "float32"
+    return torch.channels_last if images else torch.contiguous_format
+
+
+def prepare_recording(network: nn.Module, e: Experiment) -> None:
+    """Leave out what a graph would only do for nothing: another layout of kernels before each use,
+    and to count batches, which nobody reads."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=layout(e, module.weight))
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked = None
+
+
 def stack(states: Sequence[State]) -> State:
     """The state (or mask) of replicates from the states (or masks) of each."""
     if len(states) == 1:
@@ -359,7 +376,7 @@ def initial_state(experiment: Experiment, generator: torch.Generator) -> State:
 def state_of(network: nn.Module) -> State:
     """A copy of the parameters and batch-norm statistics, by name, on the CPU."""
     return {
-        name: tensor.detach().to("cpu", copy=True)
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }

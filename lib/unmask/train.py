@@ -79,7 +79,7 @@ def train(
         diverges ends in weights that are not finite; see `is_finite`.
     Raises UnmaskError: a snapshot is before `start` or beyond the end, or several processes cannot
     share the batch equally, or not at all as the network is for signals or a user's own."""
-    e, count, shared = experiment, len(replicates), processes.count()
+    e, shared = experiment, processes.count()
     snapshots = sorted(set(snapshots)) or [e.steps]
     if not start <= snapshots[0] <= snapshots[-1] <= e.steps:
         allowed = f"between start ({start}) and steps ({e.steps})"
@@ -91,46 +91,128 @@ def train(
         said = f"network={e.network!r}: is trained by one process; run it without torchrun"
         raise UnmaskError(said)
 
-    # All replicates are one network, and all its parameters one vector.
-    network = networks.build(e, count).to(split.device)
-    projected = [pruning.apply(replicate.mask, replicate.state) for replicate in replicates]
-    networks.load_state(network, networks.stack(projected))
-    weights, alive = _as_vector(network, networks.stack([r.mask for r in replicates]))
-    velocity = torch.zeros_like(weights)
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    # On a CPU all replicates are one network; on a GPU each is a branch of one graph.
+    recorded = split.device.type == "cuda" and shared == 1 and not own.is_own(e.network)
+    groups = [[replicate] for replicate in replicates] if recorded else [list(replicates)]
+    runs = [_Run(e, group, split.device, recorded) for group in groups]
     noisy = own.is_own(e.network)  # it may have dropout, or the like
-    logits_of = network if shared == 1 else DistributedDataParallel(network)
-    unfinished = Unfinished(network, velocity, replicates, snapshots, observe, sorted(observed_at))
+    unfinished = Unfinished(runs, snapshots, observe, sorted(observed_at))
     begin = unfinished.resume(store, e, start, lr)
 
     orders = [replicate.order for replicate in replicates]
-    with networks.kernels(network, e.precision), single_thread(), _random(split.device, noisy):
+    kernels = networks.kernels(runs[0].network, e.precision)
+    with kernels, single_thread(), _random(split.device, noisy):
+        advance = _Graph(e, runs) if recorded else runs[0].advance
         for step, (x, y) in enumerate(batches(e, split, orders, begin, snapshots[-1]), begin):
             if noisy:  # a pure function of order and step, as the batch is
                 torch.manual_seed(generator(*orders[0], "noise", step).initial_seed())
-            # The sum of the replicates' mean losses: each gets the gradient of its own.
-            loss = F.cross_entropy(logits_of(x), y, reduction="sum") * count / len(y)
-            network.zero_grad()
-            loss.backward()
-            with torch.no_grad():
-                # As torch.optim.SGD, for all parameters in one vector.
-                gradient = torch.cat([_gradient(parameter) for parameter in parameters])
-                update = velocity.mul_(e.momentum).add_(gradient) if e.momentum else gradient
-                if e.weight_decay:
-                    update.add_(weights, alpha=e.weight_decay)
-                rate = learning_rate(e, step) if lr is None else lr
-                weights.sub_(update, alpha=rate)
-                # Back into the axial subspace: pruned weights stay exactly zero.
-                weights.mul_(alive)
+            advance(x, y, learning_rate(e, step) if lr is None else lr)
             unfinished.record(step + 1)
             unfinished.keep(step + 1)
     return unfinished.by_replicate()
 
 
+class _Run:
+    """Replicates on their way, as one network, all its parameters in one vector; to be `recorded`
+    or not."""
+
+    def __init__(self, e: Experiment, replicates: Sequence[Start], device, recorded=False):
+        self.experiment, self.replicates, self.count = e, replicates, len(replicates)
+        self.network = networks.build(e, self.count).to(device)
+        if recorded:
+            networks.prepare_recording(self.network, e)
+        projected = [pruning.apply(replicate.mask, replicate.state) for replicate in replicates]
+        networks.load_state(self.network, networks.stack(projected))
+        masks = networks.stack([replicate.mask for replicate in replicates])
+        self.weights, self.alive = _as_vector(self.network, masks)
+        self.velocity = torch.zeros_like(self.weights)
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        distributed = processes.count() > 1
+        self.logits_of = DistributedDataParallel(self.network) if distributed else self.network
+
+    def advance(self, x: Tensor, y: Tensor, rate: float | Tensor) -> None:
+        """One step of stochastic gradient descent with momentum, within the masks."""
+        e = self.experiment
+        # The sum of the replicates' mean losses: each gets the gradient of its own.
+        loss = F.cross_entropy(self.logits_of(x), y, reduction="sum") * self.count / len(y)
+        self.network.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            # As torch.optim.SGD, for all parameters in one vector.
+            gradient = torch.cat([_flat(_gradient(p), p) for p in self.parameters])
+            update = self.velocity.mul_(e.momentum).add_(gradient) if e.momentum else gradient
+            if e.weight_decay:
+                update.add_(self.weights, alpha=e.weight_decay)
+            if torch.is_tensor(rate):  # of a graph, to which a number is a constant
+                self.weights.addcmul_(update, rate, value=-1)
+            else:
+                self.weights.sub_(update, alpha=rate)
+            # Back into the axial subspace: pruned weights stay exactly zero.
+            self.weights.mul_(self.alive)
+
+    def changing(self) -> list[Tensor]:
+        """All that a step changes."""
+        return [self.weights, self.velocity, *self.network.buffers()]
+
+    def states(self) -> list[State]:
+        """A copy of each replicate's state."""
+        return networks.unstack(networks.state_of(self.network), self.count)
+
+
+class _Graph:
+    """A step of several runs on a GPU, recorded as a CUDA graph in which each is a branch.
+
+    To start the operations of a small network takes longer than to do them, and one alone leaves
+    most of a GPU idle; a graph is started at once, and its branches run side by side. Each run gets
+    to the bit what it would get alone."""
+
+    def __init__(self, e: Experiment, runs: Sequence[_Run]):
+        self.experiment, self.runs = e, runs
+        self.streams = [torch.cuda.Stream(runs[0].weights.device) for _ in runs]
+        self.rate = torch.zeros((), device=runs[0].weights.device)
+        self.graph = None
+
+    def __call__(self, x: Tensor, y: Tensor, rate: float) -> None:
+        """A step of every run: of inputs (batch, runs * channels, ...), labels (runs * batch)."""
+        if self.graph is None:
+            self._record(x, y)
+        self.x.copy_(x)
+        self.y.copy_(y)
+        self.rate.fill_(rate)
+        self.graph.replay()
+
+    def _record(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y, self.graph = x.clone(), y.clone(), torch.cuda.CUDAGraph()
+        before = [[tensor.clone() for tensor in run.changing()] for run in self.runs]
+        # Once beforehand, as libraries set up what may not be recorded; then as if it had not been.
+        self._branch()
+        for run, tensors in zip(self.runs, before):
+            for tensor, was in zip(run.changing(), tensors):
+                tensor.copy_(was)
+        # other threads, as those of a DataLoader, may ask for memory meanwhile
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self._branch()
+
+    def _branch(self) -> None:
+        here = torch.cuda.current_stream()
+        for (run, x, y), stream in zip(self.shares(), self.streams):
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                run.advance(x, y, self.rate)
+        for stream in self.streams:
+            here.wait_stream(stream)
+
+    def shares(self) -> Iterator[tuple[_Run, Tensor, Tensor]]:
+        """Each run with inputs and labels of its own, laid out as if there were no others."""
+        layout = networks.layout(self.experiment, self.x)
+        inputs, labels = self.x.split(self.experiment.channels, 1), self.y.chunk(len(self.runs))
+        for run, x, y in zip(self.runs, inputs, labels):
+            yield run, x.contiguous(memory_format=layout), y
+
+
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """Flat; zero where the loss does not depend on it."""
-    found = parameter.grad
-    return (torch.zeros_like(parameter) if found is None else found).flatten()
+    """Zero where the loss does not depend on it."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _random(device: torch.device, noisy: bool):
@@ -173,7 +255,8 @@ def batches(
             epoch, batch = divmod(step, samples // e.batch_size)
             if batch == 0 or step == start:
                 draws = [_epoch(e, samples, (*order, epoch)) for order in orders]
-                shuffled, augmented = (torch.stack(parts) for parts in zip(*draws))
+                # all of an epoch at once, as every copy to a GPU waits for it
+                shuffled, augmented = (torch.stack(p).to(split.device) for p in zip(*draws))
             first = batch * e.batch_size + processes.rank() * share
             here = slice(first, first + share)
             yield Batch(shuffled[:, here], augmented[:, here])
@@ -201,12 +284,19 @@ def _as_vector(network: nn.Module, mask: pruning.Mask) -> tuple[Tensor, Tensor]:
 
     One update of one vector costs a tenth of one update for each of some thirty small tensors."""
     named = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    weights = torch.cat([p.detach().flatten() for p in named.values()])
-    kept = [mask.get(name, torch.ones_like(p)).flatten() for name, p in named.items()]
+    weights = torch.cat([_flat(p.detach(), p) for p in named.values()])
+    kept = [_flat(mask.get(name, torch.ones_like(p)), p) for name, p in named.items()]
     alive = torch.cat([part.to(weights) for part in kept])
     for parameter, part in zip(named.values(), weights.split([p.numel() for p in named.values()])):
-        parameter.data = part.view_as(parameter)
+        parameter.data = part.as_strided(parameter.shape, parameter.stride(), part.storage_offset())
     return weights, alive
+
+
+def _flat(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor's elements in the order in which those of one `like` it are in memory."""
+    if like.is_contiguous():
+        return tensor.flatten()
+    return tensor.permute(0, 2, 3, 1).flatten()  # channels last
 
 
 class Unfinished:
@@ -218,8 +308,8 @@ class Unfinished:
 
     SECONDS = 60.0
 
-    def __init__(self, network, velocity, replicates, snapshots, observe, observed_at):
-        self.network, self.velocity, self.replicates = network, velocity, replicates
+    def __init__(self, runs, snapshots, observe, observed_at):
+        self.runs, self.replicates = runs, [start for run in runs for start in run.replicates]
         self.snapshots, self.observe, self.observed_at = snapshots, observe, observed_at
         self.states: dict[int, list[State]] = {}
         self.observed: dict[int, list[float]] = {}
@@ -241,9 +331,12 @@ class Unfinished:
         for name, tensor in found[latest].items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
-        networks.load_state(self.network, parts.pop("network"))
-        self.velocity.copy_(parts.pop("velocity")[""])
         step, count = int(parts.pop("step")[""]), len(self.replicates)
+        states = networks.unstack(parts.pop("network"), len(self.runs))
+        velocities = parts.pop("velocity")[""].chunk(len(self.runs))
+        for run, state, velocity in zip(self.runs, states, velocities):
+            networks.load_state(run.network, state)
+            run.velocity.copy_(velocity)
         observed = parts.pop("observed", {}).items()
         self.observed = {int(at): numbers.tolist() for at, numbers in observed}
         self.states = {int(at): networks.unstack(state, count) for at, state in parts.items()}
@@ -251,7 +344,8 @@ class Unfinished:
 
     def _digest(self, *about) -> str:
         orders = [replicate.order for replicate in self.replicates]
-        about = *about, self.snapshots, self.observed_at, orders
+        # which device it is decides about the order of the velocity
+        about = *about, self.snapshots, self.observed_at, orders, len(self.runs)
         digest = hashlib.sha256(repr(about).encode())
         for replicate in self.replicates:
             for part in (replicate.state, replicate.mask):
@@ -262,7 +356,7 @@ class Unfinished:
     def record(self, step: int) -> None:
         """Record what is wanted of this step."""
         if step in self.snapshots or step in self.observed_at:
-            states = networks.unstack(networks.state_of(self.network), len(self.replicates))
+            states = [state for run in self.runs for state in run.states()]
             if step in self.snapshots:
                 self.states[step] = states
             if step in self.observed_at:
@@ -275,8 +369,9 @@ class Unfinished:
         last = step == self.snapshots[-1] and self.names[0] in self.store.unfinished
         if time.monotonic() - self.saved < self.SECONDS and not last:
             return
-        parts = {"velocity": {"": self.velocity.cpu()}, "step": {"": torch.tensor(step)}}
-        parts["network"] = networks.state_of(self.network)
+        velocity = torch.cat([run.velocity for run in self.runs]).cpu()
+        parts = {"velocity": {"": velocity}, "step": {"": torch.tensor(step)}}
+        parts["network"] = networks.stack([networks.state_of(run.network) for run in self.runs])
         parts |= {str(at): networks.stack(states) for at, states in self.states.items()}
         double = torch.float64
         observed = {str(at): torch.tensor(n, dtype=double) for at, n in self.observed.items()}
@@ -303,8 +398,12 @@ def replicates_at_once(experiment: Experiment, device: torch.device) -> int:
     """How many replicates to train side by side.
 
     Several where each gets to the bit what it would get alone, so that results do not depend on who
-    was with it: of networks for signals, on a CPU. More than six gain nothing there."""
-    return 6 if experiment.known_network.signals and device.type == "cpu" else 1
+    was with it: of networks for signals on a CPU, where more than six gain nothing; of all but
+    streams and a user's own on a GPU."""
+    if device.type == "cpu":
+        return 6 if experiment.known_network.signals else 1
+    alone = experiment.streamed or own.is_own(experiment.network) or processes.count() > 1
+    return 1 if alone else 8
 
 
 def train_all(
@@ -345,7 +444,8 @@ def evaluate(network: nn.Module, split: Samples) -> Performance:
     network.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=split.device)
     with networks.kernels(network):
-        for x, y in split.chunks(500, processes.rank(), processes.count()):
+        at_once = 500 if split.device.type == "cpu" else 2500
+        for x, y in split.chunks(at_once, processes.rank(), processes.count()):
             logits = network(x).double()
             wrong = (logits.argmax(1) != y).sum()
             sums += torch.stack([wrong, F.cross_entropy(logits, y, reduction="sum")])
