@@ -57,8 +57,9 @@ def test_branches_compute_what_each_replicate_would_alone(preset):
     orders = [start.order for start in starts]
     with networks.kernels(graph.runs[0].network):
         for step, (graph.x, graph.y) in enumerate(batches(e, split, orders, 0, 3)):
-            for branch, x, y in graph.shares():
-                branch.advance(x, y, torch.tensor(learning_rate(e, step)))
+            graph.rate = torch.tensor(learning_rate(e, step))
+            for index in range(len(starts)):
+                graph.advance(index)
     for branch, start in zip(graph.runs, starts):
         ((states, _),) = train(e, split, [start], snapshots=[3])
         (state,) = branch.states()
@@ -80,19 +81,15 @@ def test_side_by_side_on_a_gpu_are_those_that_do_not_depend_on_each_other():
 
 @gpu
 @pytest.mark.parametrize("preset", CASES)
-def test_a_graph_gives_the_bits_of_the_loop(preset, monkeypatch):
-    e, split, starts = setting(preset, device="cuda")
+def test_a_graph_gives_the_bits_of_the_loop(preset, monkeypatch, capsys):
+    e, split, starts = setting(preset, count=5, device="cuda")
     together = ends(e, split, starts)
+    assert "not recorded" not in capsys.readouterr().err
     for start, states in zip(starts, together):
         (alone,) = ends(e, split, [start])
         assert all(torch.equal(alone[at][n], states[at][n]) for at in states for n in states[at])
 
-    def unrecorded(graph, x, y, rate):
-        graph.x, graph.y = x, y
-        for branch, *batch in graph.shares():
-            branch.advance(*batch, torch.tensor(rate, device="cuda"))
-
-    monkeypatch.setattr(_Graph, "__call__", unrecorded)
+    monkeypatch.setattr(_Graph, "_recorded", lambda graph: graph._loop)
     for states, looped in zip(together, ends(e, split, starts)):
         assert all(torch.equal(looped[at][n], states[at][n]) for at in states for n in states[at])
 

@@ -50,11 +50,12 @@ def momentum_goes_on(monkeypatch):
 
         def resume(self, *about):
             first = super().resume(*about)
-            self.velocity.copy_(self.left.get(len(self.velocity), self.velocity))
+            velocity = self.runs[0].velocity
+            velocity.copy_(self.left.get(len(velocity), velocity))
             return first
 
         def by_replicate(self):
-            self.left[len(self.velocity)] = self.velocity
+            self.left[len(self.runs[0].velocity)] = self.runs[0].velocity
             return super().by_replicate()
 
     monkeypatch.setattr(training, "Unfinished", Unfinished)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -164,50 +165,70 @@ class _Graph:
 
     To start the operations of a small network takes longer than to do them, and one alone leaves
     most of a GPU idle; a graph is started at once, and its branches run side by side. Each run gets
-    to the bit what it would get alone."""
+    to the bit what it would get alone: a graph whose first step is another is not used."""
 
     def __init__(self, e: Experiment, runs: Sequence[_Run]):
         self.experiment, self.runs = e, runs
         self.streams = [torch.cuda.Stream(runs[0].weights.device) for _ in runs]
         self.rate = torch.zeros((), device=runs[0].weights.device)
-        self.graph = None
+        self.x = self.y = self.replay = None
 
     def __call__(self, x: Tensor, y: Tensor, rate: float) -> None:
         """A step of every run: of inputs (batch, runs * channels, ...), labels (runs * batch)."""
-        if self.graph is None:
-            self._record(x, y)
+        self.rate.fill_(rate)
+        if self.replay is None:
+            self.x, self.y = x.clone(), y.clone()
+            self.replay = self._recorded()
         self.x.copy_(x)
         self.y.copy_(y)
-        self.rate.fill_(rate)
-        self.graph.replay()
+        self.replay()
 
-    def _record(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y, self.graph = x.clone(), y.clone(), torch.cuda.CUDAGraph()
-        before = [[tensor.clone() for tensor in run.changing()] for run in self.runs]
-        # Once beforehand, as libraries set up what may not be recorded; then as if it had not been.
-        self._branch()
-        for run, tensors in zip(self.runs, before):
-            for tensor, was in zip(run.changing(), tensors):
-                tensor.copy_(was)
+    def _recorded(self) -> Callable[[], None]:
+        """What does a step; no run has moved meanwhile."""
+        graph, before = torch.cuda.CUDAGraph(), self._state()
+        self._branch()  # in which libraries set up what may not be recorded
+        self._restore(before)
+        self._loop()
+        looped = self._state()
+        self._restore(before)
         # other threads, as those of a DataLoader, may ask for memory meanwhile
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._branch()
+        graph.replay()
+        same = all(map(torch.equal, looped, self._state()))
+        self._restore(before)
+        if not same:
+            said = "a recorded step is not the same as one that is not; steps are not recorded"
+            print(f"unmask: {said}", file=sys.stderr)
+        return graph.replay if same else self._loop
+
+    def _state(self) -> list[Tensor]:
+        return [tensor.clone() for run in self.runs for tensor in run.changing()]
+
+    def _restore(self, before: list[Tensor]) -> None:
+        for tensor, was in zip((t for run in self.runs for t in run.changing()), before):
+            tensor.copy_(was)
+
+    def _loop(self) -> None:
+        for index in range(len(self.runs)):
+            self.advance(index)
 
     def _branch(self) -> None:
         here = torch.cuda.current_stream()
-        for (run, x, y), stream in zip(self.shares(), self.streams):
+        for index, stream in enumerate(self.streams):
             stream.wait_stream(here)
+            # Whatever a branch takes memory for is taken in its own stream: that of another would
+            # be given to the next branch while this one still uses it.
             with torch.cuda.stream(stream):
-                run.advance(x, y, self.rate)
+                self.advance(index)
         for stream in self.streams:
             here.wait_stream(stream)
 
-    def shares(self) -> Iterator[tuple[_Run, Tensor, Tensor]]:
-        """Each run with inputs and labels of its own, laid out as if there were no others."""
-        layout = networks.layout(self.experiment, self.x)
-        inputs, labels = self.x.split(self.experiment.channels, 1), self.y.chunk(len(self.runs))
-        for run, x, y in zip(self.runs, inputs, labels):
-            yield run, x.contiguous(memory_format=layout), y
+    def advance(self, index: int) -> None:
+        """A step of one run, of inputs of its own that are laid out as if there were no others."""
+        run, layout = self.runs[index], networks.layout(self.experiment, self.x)
+        x = self.x.split(self.experiment.channels, 1)[index].contiguous(memory_format=layout)
+        run.advance(x, self.y.chunk(len(self.runs))[index], self.rate)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
