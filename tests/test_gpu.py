@@ -9,7 +9,7 @@ from unmask.curvature import hessian_operator
 from unmask.experiments import experiment
 from unmask.lab import Lab
 from unmask.store import Store
-from unmask.train import Start, _Graph, _Run, batches, evaluate, generator, learning_rate
+from unmask.train import Start, _Graph, _Loop, _Run, batches, evaluate, generator, learning_rate
 from unmask.train import replicates_at_once, train
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -51,23 +51,18 @@ def ends(e, split, starts, **options):
 def test_branches_compute_what_each_replicate_would_alone(preset):
     """On any device: what a graph records, done step by step."""
     e, split, starts = setting(preset)
-    graph = object.__new__(_Graph)
-    graph.experiment = e
-    graph.runs = [_Run(e, [start], split.device, recorded=True) for start in starts]
-    orders = [start.order for start in starts]
-    with networks.kernels(graph.runs[0].network):
-        for step, (graph.x, graph.y) in enumerate(batches(e, split, orders, 0, 3)):
-            graph.rate = torch.tensor(learning_rate(e, step))
-            for index in range(len(starts)):
-                graph.advance(index)
-    for branch, start in zip(graph.runs, starts):
+    runs = [_Run(e, [start], split.device, recorded=True) for start in starts]
+    loop, orders = _Loop(e, runs), [start.order for start in starts]
+    with networks.kernels(runs[0].network):
+        for step, (x, y) in enumerate(batches(e, split, orders, 0, 3)):
+            loop(x, y, torch.tensor(learning_rate(e, step)))
+    for run, start in zip(runs, starts):
         ((states, _),) = train(e, split, [start], snapshots=[3])
-        (state,) = branch.states()
+        (state,) = run.states()
         for name, tensor in states[3].items():
             torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
             assert state[name].is_contiguous()  # as it is stored
-        for name, kept in start.mask.items():
-            assert not state[name][~kept].any()
+        assert not any(state[name][~kept].any() for name, kept in start.mask.items())
 
 
 def test_side_by_side_on_a_gpu_are_those_that_do_not_depend_on_each_other():
@@ -89,7 +84,7 @@ def test_a_graph_gives_the_bits_of_the_loop(preset, monkeypatch, capsys):
         (alone,) = ends(e, split, [start])
         assert all(torch.equal(alone[at][n], states[at][n]) for at in states for n in states[at])
 
-    monkeypatch.setattr(_Graph, "_recorded", lambda graph: graph._loop)
+    monkeypatch.setattr(_Graph, "_recorded", lambda graph: graph.loop)
     for states, looped in zip(together, ends(e, split, starts)):
         assert all(torch.equal(looped[at][n], states[at][n]) for at in states for n in states[at])
 

@@ -58,8 +58,8 @@ DATASETS = {
 
 
 class Network(NamedTuple):
-    """`family`: in `networks`, called with the experiment, the number of replicates and
-    `arguments`. `width`: the least and the most."""
+    """`family`: in `networks`, called with the experiment, for signals the number of replicates,
+    and `arguments`. `width`: the least and the most."""
 
     family: str
     arguments: dict = {}

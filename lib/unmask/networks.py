@@ -1,10 +1,9 @@
 """Networks: plain modules that map a batch to logits, their state as a dict of tensors.
 
-Several replicates of a network, of the same shape but with weights and data of their own, are one
-network of as many channel groups. Its state is theirs, concatenated along the first dimension of
-every tensor; side by side they share the cost of starting each operation. On a CPU each replicate
-of a network for signals computes to the bit what it would alone; of other networks, what it would
-up to rounding.
+Several replicates of a network for signals, of the same shape but with weights and data of their
+own, are one network of as many channel groups. Its state is theirs, concatenated along the first
+dimension of every tensor; side by side they share the cost of starting each operation, and each
+computes to the bit what it would alone. Of other networks every replicate is one of its own.
 """
 
 from __future__ import annotations
@@ -76,24 +75,22 @@ def conv_signal(inputs: int, outputs: int, kernel: int, stride: int, replicates:
     return nn.Conv2d(*channels, *along, groups=replicates, bias=False)
 
 
-def conv_image(inputs: int, outputs: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
-    """Convolution of images (batch, replicates * channels, height, width)."""
-    channels, padding = (replicates * inputs, replicates * outputs), (kernel - 1) // 2
-    return nn.Conv2d(*channels, kernel, stride, padding, groups=replicates, bias=False)
+def conv_image(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
+    """Convolution of images (batch, channels, height, width)."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False)
 
 
 class Block(nn.Module):
     """Two convolutions and a shortcut, projected by a 1 x 1 convolution where the shape changes
     (ResNet, option B)."""
 
-    def __init__(self, conv, norm, inputs: int, outputs: int, stride: int, replicates: int):
+    def __init__(self, conv, norm, inputs: int, outputs: int, stride: int):
         super().__init__()
-        channels = replicates * outputs
-        self.conv1, self.norm1 = conv(inputs, outputs, 3, stride, replicates), norm(channels)
-        self.conv2, self.norm2 = conv(outputs, outputs, 3, 1, replicates), norm(channels)
+        self.conv1, self.norm1 = conv(inputs, outputs, 3, stride), norm(outputs)
+        self.conv2, self.norm2 = conv(outputs, outputs, 3, 1), norm(outputs)
         self.project = inputs != outputs
         if self.project:
-            self.conv3, self.norm3 = conv(inputs, outputs, 1, stride, replicates), norm(channels)
+            self.conv3, self.norm3 = conv(inputs, outputs, 1, stride), norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(self.conv1(x)).relu_()
@@ -102,7 +99,7 @@ class Block(nn.Module):
         return y.add_(shortcut).relu_()
 
 
-class Linear(nn.Linear):
+class SignalLinear(nn.Linear):
     """`nn.Linear` for each replicate: (replicates, batch, features) to (replicates, batch,
     channels)."""
 
@@ -115,8 +112,6 @@ class Linear(nn.Linear):
             return F.linear(x.flatten(0, 1), self.weight, self.bias)[None]
         weight = self.weight.unflatten(0, (self.replicates, -1))
         bias = self.bias.unflatten(0, (self.replicates, -1))
-        if x.is_cuda:
-            return torch.baddbmm(bias[:, None], x, weight.mT)
         return torch.stack([F.linear(*each) for each in zip(x, weight, bias)])
 
 
@@ -134,12 +129,17 @@ class ResNet1d(nn.Module):
     def __init__(self, e: Experiment, replicates: int, stem_kernel: int, stem_stride: int):
         super().__init__()
         w = e.width
-        self.stem = conv_signal(1, w, stem_kernel, stem_stride, replicates)
-        self.norm = SignalNorm(replicates * w)
+
+        def conv(*shape):
+            return conv_signal(*shape, replicates)
+
+        def norm(channels):
+            return SignalNorm(replicates * channels)
+
+        self.stem, self.norm = conv(1, w, stem_kernel, stem_stride), norm(w)
         shapes = (w, w, 1), (w, 2 * w, 2), (2 * w, 4 * w, 2)
-        blocks = (Block(conv_signal, SignalNorm, *shape, replicates) for shape in shapes)
-        self.blocks = nn.Sequential(*blocks)
-        self.linear = Linear(4 * w, e.classes, replicates)
+        self.blocks = nn.Sequential(*(Block(conv, norm, *shape) for shape in shapes))
+        self.linear = SignalLinear(4 * w, e.classes, replicates)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(1, 2, 0)[None]
@@ -151,21 +151,19 @@ class ResNet1d(nn.Module):
 class LeNet(nn.Module):
     """LeNet-300-100 (LeCun et al. 1998): two hidden layers of w and w / 3 units, fully connected.
 
-    Takes (batch, replicates * channels, size, size), returns logits (replicates * batch, classes).
-    As in OpenLTH, the output layer is not pruned."""
+    Takes (batch, channels, size, size), returns logits (batch, classes). As in OpenLTH, the output
+    layer is not pruned."""
 
     never_pruned = ("output.weight",)
 
-    def __init__(self, e: Experiment, replicates: int):
+    def __init__(self, e: Experiment):
         super().__init__()
-        self.hidden1 = Linear(e.channels * e.image_size**2, e.width, replicates)
-        self.hidden2 = Linear(e.width, e.width // 3, replicates)
-        self.output = Linear(e.width // 3, e.classes, replicates)
+        self.hidden1 = nn.Linear(e.channels * e.image_size**2, e.width)
+        self.hidden2 = nn.Linear(e.width, e.width // 3)
+        self.output = nn.Linear(e.width // 3, e.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1).unflatten(1, (self.output.replicates, -1)).transpose(0, 1)
-        x = self.hidden2(self.hidden1(x).relu_()).relu_()
-        return self.output(x).flatten(0, 1)
+        return self.output(self.hidden2(self.hidden1(x.flatten(1)).relu_()).relu_())
 
 
 class ResNet(nn.Module):
@@ -173,54 +171,49 @@ class ResNet(nn.Module):
     channels with so many blocks each, mean over positions, linear layer. Every stage but the first
     halves the image, and so may the stem.
 
-    Takes (batch, replicates * channels, size, size), returns logits (replicates * batch, classes).
-    """
+    Takes (batch, channels, size, size), returns logits (batch, classes)."""
 
-    def __init__(
-        self, e: Experiment, replicates: int, stages: int, blocks: int, stem_kernel=3, stem_stride=1
-    ):
+    def __init__(self, e: Experiment, stages: int, blocks: int, stem_kernel=3, stem_stride=1):
         super().__init__()
-        self.stem = conv_image(e.channels, e.width, stem_kernel, stem_stride, replicates)
-        self.norm = ImageNorm(replicates * e.width)
+        self.stem = conv_image(e.channels, e.width, stem_kernel, stem_stride)
+        self.norm = ImageNorm(e.width)
         built, before = [], e.width
         for stage in range(stages):
             width = e.width * 2**stage
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                built.append(Block(conv_image, ImageNorm, before, width, stride, replicates))
+                built.append(Block(conv_image, ImageNorm, before, width, stride))
                 before = width
         self.blocks = nn.Sequential(*built)
-        self.linear = Linear(before, e.classes, replicates)
+        self.linear = nn.Linear(before, e.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x)).relu_()
-        x = self.blocks(x).mean((2, 3))
-        x = x.unflatten(1, (self.linear.replicates, -1)).transpose(0, 1)
-        return self.linear(x).flatten(0, 1)
+        return self.linear(self.blocks(x).mean((2, 3)))
 
 
-def ResNet50(e: Experiment, replicates: int) -> nn.Module:
-    """torchvision's, which has no channel groups for replicates."""
+def ResNet50(e: Experiment) -> nn.Module:
+    """torchvision's."""
     from torchvision.models import resnet50
 
-    if replicates > 1:
-        raise UnmaskError("network='resnet50': is trained one at a time")
     return resnet50(num_classes=e.classes, norm_layer=ImageNorm)
 
 
 def build(experiment: Experiment, replicates: int = 1) -> nn.Module:
     """The experiment's network, with weights still to be loaded.
-    Raises UnmaskError: several replicates of a network that has no channel groups to spare
-    (ResNet-50, a user's own); or a user's cannot be made."""
-    network = experiment.known_network
-    return globals()[network.family](experiment, replicates, **network.arguments)
+    Raises UnmaskError: several replicates, and not of a network for signals; or a user's cannot be
+    made."""
+    network, grouped = experiment.known_network, {}
+    if network.signals:
+        grouped = {"replicates": replicates}
+    elif replicates > 1:
+        raise UnmaskError(f"network={experiment.network!r}: is trained one at a time")
+    return globals()[network.family](experiment, **grouped, **network.arguments)
 
 
-def own_network(e: Experiment, replicates: int) -> nn.Module:
+def own_network(e: Experiment) -> nn.Module:
     """A network of a library or of the user's: see `own`."""
     place, _, name = e.network.rpartition(":")
-    if replicates > 1:
-        raise UnmaskError(f"network={e.network!r}: is trained one at a time")
     try:
         with torch.random.fork_rng([]):  # which it draws from to initialise itself
             if place == "torchvision":
@@ -321,10 +314,10 @@ def kernels(network: nn.Module, precision: str = "float32"):
 
 
 def layout(e: Experiment, x: Tensor) -> torch.memory_format:
-    """How cuDNN wants images in memory, and the kernels applied to them. On an H100 its kernels for
-    float32 are twice as fast with channels first, those for lower precisions with channels last."""
-    images = x.dim() == 4 and e.precision != "float32"
-    return torch.channels_last if images else torch.contiguous_format
+    """How images, or the kernels applied to them, should lie in memory: channels last, but on a GPU
+    in float32, for which cuDNN is twice as fast with channels first (seen on an H100)."""
+    first = x.is_cuda and e.precision == "float32"
+    return torch.channels_last if x.dim() == 4 and not first else torch.contiguous_format
 
 
 def prepare_recording(network: nn.Module, e: Experiment) -> None:

@@ -59,9 +59,8 @@ def train(
     """Train each replicate within its mask from step `start` to the last snapshot.
 
     A state is projected onto its mask's axial subspace first, and after every update, so pruned
-    weights are exactly zero at all times. Momentum starts at zero, also when rewinding. Replicates
-    do not influence each other: networks for signals get, to the bit, what they would get alone,
-    others up to rounding.
+    weights are exactly zero at all times. Momentum starts at zero, also when rewinding. Each
+    replicate gets, to the bit, what it would get alone.
 
     Under torchrun every process computes the gradient of its share of the batch; gradients are
     averaged by torch's DistributedDataParallel, and batch norm sees the whole batch.
@@ -85,6 +84,9 @@ def train(
     if not start <= snapshots[0] <= snapshots[-1] <= e.steps:
         allowed = f"between start ({start}) and steps ({e.steps})"
         raise UnmaskError(f"snapshots={snapshots}: must be {allowed}")
+    noisy = own.is_own(e.network)  # it may have dropout, or the like
+    if noisy and len(replicates) > 1:
+        raise UnmaskError(f"network={e.network!r}: is trained one at a time")
     if e.batch_size % shared:
         said = f"batch_size={e.batch_size}: must be a multiple of the {shared} processes"
         raise UnmaskError(said)
@@ -92,18 +94,18 @@ def train(
         said = f"network={e.network!r}: is trained by one process; run it without torchrun"
         raise UnmaskError(said)
 
-    # On a CPU all replicates are one network; on a GPU each is a branch of one graph.
-    recorded = split.device.type == "cuda" and shared == 1 and not own.is_own(e.network)
-    groups = [[replicate] for replicate in replicates] if recorded else [list(replicates)]
+    # On a GPU every replicate is a branch of one graph; on a CPU those for signals are one network.
+    recorded = split.device.type == "cuda" and shared == 1 and not noisy
+    grouped = e.known_network.signals and not recorded
+    groups = [list(replicates)] if grouped else [[replicate] for replicate in replicates]
     runs = [_Run(e, group, split.device, recorded) for group in groups]
-    noisy = own.is_own(e.network)  # it may have dropout, or the like
     unfinished = Unfinished(runs, snapshots, observe, sorted(observed_at))
     begin = unfinished.resume(store, e, start, lr)
 
     orders = [replicate.order for replicate in replicates]
     kernels = networks.kernels(runs[0].network, e.precision)
     with kernels, single_thread(), _random(split.device, noisy):
-        advance = _Graph(e, runs) if recorded else runs[0].advance
+        advance = _Graph(e, runs) if recorded else _Loop(e, runs)
         for step, (x, y) in enumerate(batches(e, split, orders, begin, snapshots[-1]), begin):
             if noisy:  # a pure function of order and step, as the batch is
                 torch.manual_seed(generator(*orders[0], "noise", step).initial_seed())
@@ -160,27 +162,46 @@ class _Run:
         return networks.unstack(networks.state_of(self.network), self.count)
 
 
-class _Graph:
-    """A step of several runs on a GPU, recorded as a CUDA graph in which each is a branch.
+class _Loop:
+    """A step of several runs, one after the other."""
+
+    def __init__(self, e: Experiment, runs: Sequence[_Run]):
+        self.experiment, self.runs = e, runs
+        self.x = self.y = self.rate = None
+
+    def __call__(self, x: Tensor, y: Tensor, rate: float) -> None:
+        """Of inputs (batch, replicates * channels, ...) and labels (replicates * batch)."""
+        self.x, self.y, self.rate = x, y, rate
+        self.loop()
+
+    def loop(self) -> None:
+        for index in range(len(self.runs)):
+            self.advance(index)
+
+    def advance(self, index: int) -> None:
+        """A step of one run, of inputs of its own that are laid out as if there were no others."""
+        count = len(self.runs)
+        x, y = self.x.chunk(count, 1)[index], self.y.chunk(count)[index]
+        if count > 1 or x.is_cuda:
+            x = x.contiguous(memory_format=networks.layout(self.experiment, x))
+        self.runs[index].advance(x, y, self.rate)
+
+
+class _Graph(_Loop):
+    """The same on a GPU, recorded as a CUDA graph in which each run is a branch.
 
     To start the operations of a small network takes longer than to do them, and one alone leaves
     most of a GPU idle; a graph is started at once, and its branches run side by side. Each run gets
     to the bit what it would get alone: a graph whose first step is another is not used."""
 
-    def __init__(self, e: Experiment, runs: Sequence[_Run]):
-        self.experiment, self.runs = e, runs
-        self.streams = [torch.cuda.Stream(runs[0].weights.device) for _ in runs]
-        self.rate = torch.zeros((), device=runs[0].weights.device)
-        self.x = self.y = self.replay = None
-
     def __call__(self, x: Tensor, y: Tensor, rate: float) -> None:
-        """A step of every run: of inputs (batch, runs * channels, ...), labels (runs * batch)."""
-        self.rate.fill_(rate)
-        if self.replay is None:
-            self.x, self.y = x.clone(), y.clone()
+        if self.x is None:
+            self.x, self.y, self.rate = x.clone(), y.clone(), x.new_full((), rate)
+            self.streams = [torch.cuda.Stream(x.device) for _ in self.runs]
             self.replay = self._recorded()
         self.x.copy_(x)
         self.y.copy_(y)
+        self.rate.fill_(rate)
         self.replay()
 
     def _recorded(self) -> Callable[[], None]:
@@ -188,7 +209,7 @@ class _Graph:
         graph, before = torch.cuda.CUDAGraph(), self._state()
         self._branch()  # in which libraries set up what may not be recorded
         self._restore(before)
-        self._loop()
+        self.loop()
         looped = self._state()
         self._restore(before)
         # other threads, as those of a DataLoader, may ask for memory meanwhile
@@ -200,18 +221,7 @@ class _Graph:
         if not same:
             said = "a recorded step is not the same as one that is not; steps are not recorded"
             print(f"unmask: {said}", file=sys.stderr)
-        return graph.replay if same else self._loop
-
-    def _state(self) -> list[Tensor]:
-        return [tensor.clone() for run in self.runs for tensor in run.changing()]
-
-    def _restore(self, before: list[Tensor]) -> None:
-        for tensor, was in zip((t for run in self.runs for t in run.changing()), before):
-            tensor.copy_(was)
-
-    def _loop(self) -> None:
-        for index in range(len(self.runs)):
-            self.advance(index)
+        return graph.replay if same else self.loop
 
     def _branch(self) -> None:
         here = torch.cuda.current_stream()
@@ -224,11 +234,12 @@ class _Graph:
         for stream in self.streams:
             here.wait_stream(stream)
 
-    def advance(self, index: int) -> None:
-        """A step of one run, of inputs of its own that are laid out as if there were no others."""
-        run, layout = self.runs[index], networks.layout(self.experiment, self.x)
-        x = self.x.split(self.experiment.channels, 1)[index].contiguous(memory_format=layout)
-        run.advance(x, self.y.chunk(len(self.runs))[index], self.rate)
+    def _state(self) -> list[Tensor]:
+        return [tensor.clone() for run in self.runs for tensor in run.changing()]
+
+    def _restore(self, before: list[Tensor]) -> None:
+        for tensor, was in zip((t for run in self.runs for t in run.changing()), before):
+            tensor.copy_(was)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
