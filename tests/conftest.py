@@ -1,10 +1,12 @@
 """Shared by the library's tests: a tiny experiment, and a store of its own for every test."""
 
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from unmask.experiments import experiment
 from unmask.store import Store
@@ -61,11 +63,16 @@ def smoke_store(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real_images(tmp_path_factory):
-    """A folder with MNIST and a JPEG copy of CIFAR-10, from the archives beside the checkout."""
-    folder = tmp_path_factory.mktemp("images")
-    for name in ("mnist.tar.gz", "cifar10-jpeg.tar.gz"):
-        if not (ARCHIVES / name).exists():
-            pytest.skip(f"real images are tested where {ARCHIVES / name} is")
-        with tarfile.open(ARCHIVES / name) as archive:
-            archive.extractall(folder, filter="data")
+    """A folder with MNIST and a JPEG copy of CIFAR-10, from the archives beside the checkout: one
+    for all processes of a run, as it has 60,000 files."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "images"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            for name in ("mnist.tar.gz", "cifar10-jpeg.tar.gz"):
+                if not (ARCHIVES / name).exists():
+                    pytest.skip(f"real images are tested where {ARCHIVES / name} is")
+                with tarfile.open(ARCHIVES / name) as archive:
+                    archive.extractall(folder.with_suffix(".partial"), filter="data")
+            folder.with_suffix(".partial").rename(folder)
     return folder

@@ -26,7 +26,8 @@ NODE = dict(num_cpus=1, object_store_memory=80_000_000)
 
 
 @pytest.fixture(scope="module")
-def nodes():
+def nodes(server):
+    """Whose environment says where the server of S3 is."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +62,7 @@ def serial(e, tmp_path_factory):
 
 
 def contents(store):
-    return {name: (store.root / name).read_bytes() for name in store.names()}
+    return {name: (store.root / name).read_bytes() for name in sorted(store.names())}
 
 
 def measure(e, store, nodes):
@@ -90,7 +91,11 @@ def while_it_runs(store, entries, harm):
     return thread
 
 
-def test_tables_are_those_of_one_process(e, serial, nodes, store, capfd):
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_tables_are_those_of_one_process(where, e, serial, nodes, request, capfd):
+    store = request.getfixturevalue("store")
+    if where == "bucket":
+        store = Store(f"{request.getfixturevalue('bucket').url}/on-ray")
     measure(e, store, nodes)
     assert contents(store) == serial
     last = capfd.readouterr().err.splitlines()[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import sys
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -490,10 +491,18 @@ def single_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1, "blas"):
+        with _blas().limit(limits=1):
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """NumPy's and SciPy's, looked for once: that takes longer than a small task."""
+    import scipy.linalg  # noqa: F401, which loads its own
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 def resolve_device(name: str) -> torch.device:
