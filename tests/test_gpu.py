@@ -1,16 +1,20 @@
 """What is different on a GPU: replicates are branches of one recorded graph. Their arithmetic is
 tested anywhere, the recording and its bits where there is a GPU."""
 
+import contextlib
+from unittest import mock
+
 import pytest
 import torch
 
 from unmask import data, networks, pruning, tables
 from unmask.curvature import hessian_operator
 from unmask.experiments import experiment
+from unmask.graphs import Graph, Loop
 from unmask.lab import Lab
 from unmask.store import Store
-from unmask.train import Start, _Graph, _Loop, _Run, batches, evaluate, generator, learning_rate
-from unmask.train import replicates_at_once, train
+from unmask.train import Run, Start, batches, evaluate, generator, learning_rate
+from unmask.train import replicates_at_once, train, train_all
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 SMALL = dict(train_samples=520, test_samples=300, steps=12, batch_size=64, curvature_samples=64)
@@ -51,8 +55,8 @@ def ends(e, split, starts, **options):
 def test_branches_compute_what_each_replicate_would_alone(preset):
     """On any device: what a graph records, done step by step."""
     e, split, starts = setting(preset)
-    runs = [_Run(e, [start], split.device, recorded=True) for start in starts]
-    loop, orders = _Loop(e, runs), [start.order for start in starts]
+    runs = [Run(e, [start], split.device, recorded=True) for start in starts]
+    loop, orders = Loop(e, runs), [start.order for start in starts]
     with networks.kernels(runs[0].network):
         for step, (x, y) in enumerate(batches(e, split, orders, 0, 3)):
             loop(x, y, torch.tensor(learning_rate(e, step)))
@@ -63,6 +67,62 @@ def test_branches_compute_what_each_replicate_would_alone(preset):
             torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
             assert state[name].is_contiguous()  # as it is stored
         assert not any(state[name][~kept].any() for name, kept in start.mask.items())
+
+
+class Recorded:
+    """Stands for a CUDA graph where there is no GPU: does again what was done in its recording."""
+
+    def replay(self):
+        self.recorded()
+
+
+@pytest.mark.parametrize("wrong", [None, "another step", "not permitted"])
+def test_a_graph_is_used_if_it_does_as_the_loop(wrong, monkeypatch, capsys):
+    """Where there is no GPU, with what stands for one; the bits are those of the loop anyway."""
+    e, split, starts = setting("mnist_lenet")
+    runs = [Run(e, [start], split.device, recorded=True) for start in starts]
+    graph, replayed = Graph(e, runs), []
+
+    @contextlib.contextmanager
+    def recording(made, **options):
+        made.recorded = lambda: replayed.append(1) or graph.loop()
+        if wrong == "another step":
+            made.recorded = lambda: graph.advance(0)
+        if wrong == "not permitted":
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        yield
+
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr("unmask.graphs._streams", lambda device: [mock.MagicMock()] * 9)
+    for step, (x, y) in enumerate(batches(e, split, [s.order for s in starts], 0, 3)):
+        graph(x, y, learning_rate(e, step))
+    said = {
+        None: "",
+        "another step": "unmask: steps recorded are not the same as the loop's; ",
+        "not permitted": "unmask: steps cannot be recorded (RuntimeError: operation not permitted ",
+    }
+    assert capsys.readouterr().err.startswith(said[wrong]) and bool(replayed) == (wrong is None)
+    for run, (states, _) in zip(runs, train(e, split, starts, snapshots=[3])):
+        for name, tensor in run.states()[0].items():
+            torch.testing.assert_close(tensor, states[3][name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_as_many_side_by_side_as_a_gpu_has_memory_for(monkeypatch):
+    e, split, starts = setting("mnist_lenet", 5)
+    groups = []
+
+    def trained(e, split, group):
+        groups.append(len(group))
+        if len(group) > 2:
+            raise torch.OutOfMemoryError
+        return group
+
+    monkeypatch.setattr("unmask.train.train", trained)
+    monkeypatch.setattr("unmask.train.replicates_at_once", lambda *about: 8)
+    assert train_all(e, split, starts) == starts and groups == [5, 2, 2, 1]
 
 
 def test_side_by_side_on_a_gpu_are_those_that_do_not_depend_on_each_other():
@@ -79,12 +139,12 @@ def test_side_by_side_on_a_gpu_are_those_that_do_not_depend_on_each_other():
 def test_a_graph_gives_the_bits_of_the_loop(preset, monkeypatch, capsys):
     e, split, starts = setting(preset, count=5, device="cuda")
     together = ends(e, split, starts)
-    assert "not recorded" not in capsys.readouterr().err
+    assert not capsys.readouterr().err
     for start, states in zip(starts, together):
         (alone,) = ends(e, split, [start])
         assert all(torch.equal(alone[at][n], states[at][n]) for at in states for n in states[at])
 
-    monkeypatch.setattr(_Graph, "_recorded", lambda graph: graph.loop)
+    monkeypatch.setattr(Graph, "_record", lambda graph: None)
     for states, looped in zip(together, ends(e, split, starts)):
         assert all(torch.equal(looped[at][n], states[at][n]) for at in states for n in states[at])
 

@@ -324,7 +324,7 @@ def prepare_recording(network: nn.Module, e: Experiment) -> None:
     """Leave out what a graph would only do for nothing: another layout of kernels before each use,
     and to count batches, which nobody reads."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not e.known_network.signals:
             module.to(memory_format=layout(e, module.weight))
         if isinstance(module, nn.BatchNorm2d):
             module.num_batches_tracked = None
@@ -384,4 +384,5 @@ def load_state(network: nn.Module, state: State) -> None:
         there = "the state" if odd[0] in state else "the network"
         raise UnmaskError(f"{odd[0]!r} is in {there} alone: the two do not fit")
     for name, tensor in state.items():
-        into[name].copy_(tensor)
+        if name in into:
+            into[name].copy_(tensor)

@@ -351,11 +351,14 @@ def _training_groups(lab: Lab, places: list[Place], parts: float) -> list[Sequen
 
 def _task(lab: Lab, parents: dict, function: Callable, arguments, nodes: list) -> parallel.Task:
     """One that computes some nodes, which have these parents."""
+    from .train import replicates_at_once
+
     if isinstance(nodes[0], Place):
         networks, memory = len(nodes), 0
     else:
         declared = TABLES[nodes[0].table]
-        networks, memory = 6, declared.memory(lab.experiment, *nodes[0].keys)
+        networks = replicates_at_once(lab.experiment, lab.device)
+        memory = declared.memory(lab.experiment, *nodes[0].keys)
     outputs = tuple(_output(lab, node, networks) for node in nodes)
     needed = tuple(frozenset(entry(lab, parent) for parent in parents[node]) for node in nodes)
     return parallel.Task(function, tuple(arguments), outputs, needed, networks, memory)

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import math
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import networks, own, processes, pruning
+from . import graphs, networks, own, processes, pruning
 from .data import Batch, Samples
 from .errors import UnmaskError
 from .experiments import Experiment
@@ -96,17 +95,17 @@ def train(
         raise UnmaskError(said)
 
     # On a GPU every replicate is a branch of one graph; on a CPU those for signals are one network.
-    recorded = split.device.type == "cuda" and shared == 1 and not noisy
+    recorded = split.device.type == "cuda" and shared == 1 and not noisy and not e.streamed
     grouped = e.known_network.signals and not recorded
     groups = [list(replicates)] if grouped else [[replicate] for replicate in replicates]
-    runs = [_Run(e, group, split.device, recorded) for group in groups]
+    runs = [Run(e, group, split.device, recorded) for group in groups]
     unfinished = Unfinished(runs, snapshots, observe, sorted(observed_at))
     begin = unfinished.resume(store, e, start, lr)
 
     orders = [replicate.order for replicate in replicates]
     kernels = networks.kernels(runs[0].network, e.precision)
-    with kernels, single_thread(), _random(split.device, noisy):
-        advance = _Graph(e, runs) if recorded else _Loop(e, runs)
+    with kernels, single_thread(), _random(split.device, noisy), _current(split.device):
+        advance = graphs.Graph(e, runs) if recorded else graphs.Loop(e, runs)
         for step, (x, y) in enumerate(batches(e, split, orders, begin, snapshots[-1]), begin):
             if noisy:  # a pure function of order and step, as the batch is
                 torch.manual_seed(generator(*orders[0], "noise", step).initial_seed())
@@ -116,7 +115,7 @@ def train(
     return unfinished.by_replicate()
 
 
-class _Run:
+class Run:
     """Replicates on their way, as one network, all its parameters in one vector; to be `recorded`
     or not."""
 
@@ -125,6 +124,9 @@ class _Run:
         self.network = networks.build(e, self.count).to(device)
         if recorded:
             networks.prepare_recording(self.network, e)
+        else:
+            for parameter in self.network.parameters():  # a user's may lie in memory anyhow
+                parameter.data = parameter.data.contiguous()
         projected = [pruning.apply(replicate.mask, replicate.state) for replicate in replicates]
         networks.load_state(self.network, networks.stack(projected))
         masks = networks.stack([replicate.mask for replicate in replicates])
@@ -163,86 +165,6 @@ class _Run:
         return networks.unstack(networks.state_of(self.network), self.count)
 
 
-class _Loop:
-    """A step of several runs, one after the other."""
-
-    def __init__(self, e: Experiment, runs: Sequence[_Run]):
-        self.experiment, self.runs = e, runs
-        self.x = self.y = self.rate = None
-
-    def __call__(self, x: Tensor, y: Tensor, rate: float) -> None:
-        """Of inputs (batch, replicates * channels, ...) and labels (replicates * batch)."""
-        self.x, self.y, self.rate = x, y, rate
-        self.loop()
-
-    def loop(self) -> None:
-        for index in range(len(self.runs)):
-            self.advance(index)
-
-    def advance(self, index: int) -> None:
-        """A step of one run, of inputs of its own that are laid out as if there were no others."""
-        count = len(self.runs)
-        x, y = self.x.chunk(count, 1)[index], self.y.chunk(count)[index]
-        if count > 1 or x.is_cuda:
-            x = x.contiguous(memory_format=networks.layout(self.experiment, x))
-        self.runs[index].advance(x, y, self.rate)
-
-
-class _Graph(_Loop):
-    """The same on a GPU, recorded as a CUDA graph in which each run is a branch.
-
-    To start the operations of a small network takes longer than to do them, and one alone leaves
-    most of a GPU idle; a graph is started at once, and its branches run side by side. Each run gets
-    to the bit what it would get alone: a graph whose first step is another is not used."""
-
-    def __call__(self, x: Tensor, y: Tensor, rate: float) -> None:
-        if self.x is None:
-            self.x, self.y, self.rate = x.clone(), y.clone(), x.new_full((), rate)
-            self.streams = [torch.cuda.Stream(x.device) for _ in self.runs]
-            self.replay = self._recorded()
-        self.x.copy_(x)
-        self.y.copy_(y)
-        self.rate.fill_(rate)
-        self.replay()
-
-    def _recorded(self) -> Callable[[], None]:
-        """What does a step; no run has moved meanwhile."""
-        graph, before = torch.cuda.CUDAGraph(), self._state()
-        self._branch()  # in which libraries set up what may not be recorded
-        self._restore(before)
-        self.loop()
-        looped = self._state()
-        self._restore(before)
-        # other threads, as those of a DataLoader, may ask for memory meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._branch()
-        graph.replay()
-        same = all(map(torch.equal, looped, self._state()))
-        self._restore(before)
-        if not same:
-            said = "a recorded step is not the same as one that is not; steps are not recorded"
-            print(f"unmask: {said}", file=sys.stderr)
-        return graph.replay if same else self.loop
-
-    def _branch(self) -> None:
-        here = torch.cuda.current_stream()
-        for index, stream in enumerate(self.streams):
-            stream.wait_stream(here)
-            # Whatever a branch takes memory for is taken in its own stream: that of another would
-            # be given to the next branch while this one still uses it.
-            with torch.cuda.stream(stream):
-                self.advance(index)
-        for stream in self.streams:
-            here.wait_stream(stream)
-
-    def _state(self) -> list[Tensor]:
-        return [tensor.clone() for run in self.runs for tensor in run.changing()]
-
-    def _restore(self, before: list[Tensor]) -> None:
-        for tensor, was in zip((t for run in self.runs for t in run.changing()), before):
-            tensor.copy_(was)
-
-
 def _gradient(parameter: nn.Parameter) -> Tensor:
     """Zero where the loss does not depend on it."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -251,6 +173,11 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 def _random(device: torch.device, noisy: bool):
     """Leaves the global generators, which a user's network draws from, as they were."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=noisy)
+
+
+def _current(device: torch.device):
+    """Streams and graphs are those of the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def is_finite(state: State) -> bool:
@@ -288,8 +215,9 @@ def batches(
             epoch, batch = divmod(step, samples // e.batch_size)
             if batch == 0 or step == start:
                 draws = [_epoch(e, samples, (*order, epoch)) for order in orders]
-                # all of an epoch at once, as every copy to a GPU waits for it
-                shuffled, augmented = (torch.stack(p).to(split.device) for p in zip(*draws))
+                shuffled, augmented = (torch.stack(parts) for parts in zip(*draws))
+                if not e.streamed:  # all of an epoch at once, as every copy to a GPU waits for it
+                    shuffled, augmented = shuffled.to(split.device), augmented.to(split.device)
             first = batch * e.batch_size + processes.rank() * share
             here = slice(first, first + share)
             yield Batch(shuffled[:, here], augmented[:, here])
@@ -377,8 +305,8 @@ class Unfinished:
 
     def _digest(self, *about) -> str:
         orders = [replicate.order for replicate in self.replicates]
-        # which device it is decides about the order of the velocity
-        about = *about, self.snapshots, self.observed_at, orders, len(self.runs)
+        layouts = [parameter.stride() for parameter in self.runs[0].parameters]
+        about = *about, self.snapshots, self.observed_at, orders, layouts
         digest = hashlib.sha256(repr(about).encode())
         for replicate in self.replicates:
             for part in (replicate.state, replicate.mask):
@@ -436,17 +364,24 @@ def replicates_at_once(experiment: Experiment, device: torch.device) -> int:
     if device.type == "cpu":
         return 6 if experiment.known_network.signals else 1
     alone = experiment.streamed or own.is_own(experiment.network) or processes.count() > 1
-    return 1 if alone else 8
+    return 1 if alone else graphs.BRANCHES
 
 
 def train_all(
     experiment: Experiment, split: Samples, replicates: Sequence[Start], *arguments, **options
 ) -> list[Trained]:
-    """`train` for any number of replicates, as many side by side as `replicates_at_once`."""
+    """`train` for any number of replicates, as many side by side as `replicates_at_once`, or as the
+    memory of a GPU allows."""
     size, trained = replicates_at_once(experiment, split.device), []
-    for first in range(0, len(replicates), size):
-        group = replicates[first : first + size]
-        trained += train(experiment, split, group, *arguments, **options)
+    while len(trained) < len(replicates):
+        group = replicates[len(trained) : len(trained) + size]
+        try:
+            trained += train(experiment, split, group, *arguments, **options)
+        except torch.OutOfMemoryError:
+            if len(group) == 1:
+                raise
+            size = len(group) // 2
+            torch.cuda.empty_cache()
     return trained
 
 
@@ -482,8 +417,7 @@ def evaluate(network: nn.Module, split: Samples) -> Performance:
     network.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=split.device)
     with networks.kernels(network):
-        at_once = 500 if split.device.type == "cpu" else 2500
-        for x, y in split.chunks(at_once, processes.rank(), processes.count()):
+        for x, y in split.chunks(500, processes.rank(), processes.count()):
             logits = network(x).double()
             wrong = (logits.argmax(1) != y).sum()
             sums += torch.stack([wrong, F.cross_entropy(logits, y, reduction="sum")])
