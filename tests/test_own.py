@@ -65,6 +65,19 @@ class ViT(nn.Module):
         return self.head(self.layer(x)[:, 0])
 
 
+class TwoInputs(nn.Module):  # a word and three numbers, side by side in one tensor
+    def __init__(self):
+        super().__init__()
+        self.word, self.mixed, self.last = nn.Embedding(5, 4), nn.Linear(7, 8), nn.Linear(8, 3)
+        columns = self.mixed.weight.detach().t().contiguous()
+        self.mixed.weight = nn.Parameter(columns.t())  # which lies in memory column by column
+
+    def forward(self, x):
+        word, numbers = x.split([1, 3], 1)
+        x = torch.cat([self.word(word.squeeze(1).long()), numbers], 1)
+        return self.last(self.mixed(x).relu())
+
+
 def frozen():
     network = mlp()
     network[1].requires_grad_(False)
@@ -80,6 +93,13 @@ def instance_norm():  # upwards and down again
 def vectors():
     x = torch.randn(90, 3, 4, generator=torch.Generator().manual_seed(0))
     y = x.flatten(1)[:, :3].argmax(1)
+    return x[:60], y[:60], x[60:], y[60:]
+
+
+def words():
+    draws = torch.Generator().manual_seed(0)
+    word, numbers = torch.randint(5, (90, 1), generator=draws), torch.randn(90, 3, generator=draws)
+    x, y = torch.cat([word, numbers], 1), (word.squeeze(1) + numbers.argmax(1)) % 3
     return x[:60], y[:60], x[60:], y[60:]
 
 
@@ -207,6 +227,8 @@ PETS |= dict(train_samples=0, test_samples=0)
 CASES = {
     "MLP, dropout, layer norm": VECTORS | dict(network="mine.py:mlp"),
     "MLP, frozen layer": VECTORS | dict(network="mine.py:frozen"),
+    "two inputs, one an embedding": VECTORS
+    | dict(network="mine.py:TwoInputs", dataset="mine.py:words"),
     "ConvMixer on signals": dict(network="mine.py:convmixer"),
     "ViT": PETS | dict(network="mine.py:ViT"),
     "transposed, instance and group norm": PETS | dict(network="mine.py:instance_norm"),
