@@ -186,7 +186,7 @@ _ROW = 0.62  # height of a claim, in inches
 
 def forest(shown: Verdicts, here: Verdicts | None = None, width: float = 7.6) -> Figure:
     """A row for each claim: the seeds' numbers as dots, their mean and its interval, and the line
-    at zero, right of which the paper is right. Each row has a scale of its own, as units differ:
+    at zero, right of which the claim is right. Each row has a scale of its own, as units differ:
     the numbers stand beside it.
 
     `here`: verdicts of the same claims from another run, whose seeds are marked as diamonds."""
@@ -218,7 +218,7 @@ def forest(shown: Verdicts, here: Verdicts | None = None, width: float = 7.6) ->
         ax.text(1.15, y + 0.14, numbers, ha="left", color="0.3", **side | dict(fontsize=7.5))
     ax.axvline(0, color="0.2", lw=1, zorder=0)
     ax.set(xlim=(-1.08, 1.08), ylim=(len(rows) - 0.5, -0.9), xticks=[], yticks=[])
-    for words, x, side in (("← against the paper", -0.05, "right"), ("with it →", 0.05, "left")):
+    for words, x, side in (("← against the claim", -0.05, "right"), ("for it →", 0.05, "left")):
         ax.text(x, -0.75, words, ha=side, va="center", fontsize=8, color="0.3")
     ax.grid(False)
     sns.despine(ax=ax, left=True, bottom=True)
