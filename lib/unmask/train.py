@@ -90,7 +90,7 @@ def train(
     if e.batch_size % shared:
         said = f"batch_size={e.batch_size}: must be a multiple of the {shared} processes"
         raise UnmaskError(said)
-    if shared > 1 and (e.known_network.signals or own.is_own(e.network)):
+    if shared > 1 and (e.known_network.signals or noisy):
         said = f"network={e.network!r}: is trained by one process; run it without torchrun"
         raise UnmaskError(said)
 
