@@ -18,7 +18,7 @@ BRANCHES = 8  # at most; more gain little
 
 
 class Loop:
-    """A step of several `train.Run`s, one after the other."""
+    """A step of several runs (`train.Run`), one after the other."""
 
     def __init__(self, e: Experiment, runs: Sequence):
         self.experiment, self.runs = e, runs
