@@ -319,13 +319,13 @@ def test_listing_presets_imports_nothing_heavy():
 PINNED = {
     "miniature": ("ba47491384", "mnist1d-resnet1d-strided-b227a2cc74"),
     "miniature_short": ("bc3a57cab5", "mnist1d-resnet1d-strided-b227a2cc74"),
-    "miniature_fine": ("52485059e0", "mnist1d-resnet1d-1bb3f0f09c"),
+    "miniature_fine": ("da424bb8e1", "mnist1d-resnet1d-1bb3f0f09c"),
     "smoke": ("053158f69e", "mnist1d-resnet1d-strided-f99868e3dd"),
     "mnist_lenet": ("d9b7138b9b", "mnist-lenet-300-100-e844af970f"),
-    "cifar10_resnet20": ("8f67aac01a", "cifar10-resnet20-a564285d7c"),
+    "cifar10_resnet20": ("92b55a0241", "cifar10-resnet20-a564285d7c"),
     "cifar10_resnet8": ("2fdac5e124", "cifar10-resnet8-strided-91d99935d7"),
     "cifar10_resnet8_jpeg": ("37f1c57b6b", "imagefolder-resnet8-strided-69af8a6488"),
     "mnist_resnet20": ("8892718604", "mnist-resnet20-8245666913"),
-    "cifar100_resnet18": ("d84e00f628", "cifar100-resnet18-3127a276ce"),
-    "imagenet_resnet50": ("3aa5539ed1", "imagefolder-resnet50-5e6f7eca02"),
+    "cifar100_resnet18": ("c64d218397", "cifar100-resnet18-3127a276ce"),
+    "imagenet_resnet50": ("755b1937c9", "imagefolder-resnet50-5e6f7eca02"),
 }
