@@ -1,12 +1,13 @@
 """Shared by the library's tests: a tiny experiment, and a store of its own for every test."""
 
-import os
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 from unmask.experiments import experiment
 from unmask.store import Store
@@ -28,6 +29,21 @@ def tiny():
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Random images of 8 x 8 pixels: 2 classes, 30 for training and 10 for test in each."""
+    monkeypatch.setenv("UNMASK_DATA", str(tmp_path))
+    noise = np.random.RandomState(0)
+    for split, count in (("train", 30), ("val", 10)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.randint(0, 128, (8, 8, 3)) + 100 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:02d}.png")
+    return tmp_path / "pets"
 
 
 @pytest.fixture(scope="session")
@@ -62,17 +78,19 @@ def smoke_store(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def real_images(tmp_path_factory):
-    """A folder with MNIST and a JPEG copy of CIFAR-10, from the archives beside the checkout: one
-    for all processes of a run, as it has 60,000 files."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "images"
+def real_images():
+    """A folder with MNIST and a JPEG copy of CIFAR-10, from the archives beside the checkout.
+
+    Kept in `build/`, as its 60,000 files take a minute to unpack and another to delete."""
+    folder = Path(__file__).resolve().parents[1] / "build/images"
+    folder.parent.mkdir(exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
+            partial = folder.with_suffix(".partial")
             for name in ("mnist.tar.gz", "cifar10-jpeg.tar.gz"):
                 if not (ARCHIVES / name).exists():
                     pytest.skip(f"real images are tested where {ARCHIVES / name} is")
                 with tarfile.open(ARCHIVES / name) as archive:
-                    archive.extractall(folder.with_suffix(".partial"), filter="data")
-            folder.with_suffix(".partial").rename(folder)
+                    archive.extractall(partial, filter="data")
+            partial.rename(folder)
     return folder

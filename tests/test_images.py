@@ -27,21 +27,6 @@ from unmask.train import Start, batches, evaluate, generator, is_finite, learnin
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """Random images of 8 x 8 pixels: 2 classes, 30 for training and 10 for test in each."""
-    monkeypatch.setenv("UNMASK_DATA", str(tmp_path))
-    noise = np.random.RandomState(0)
-    for split, count in (("train", 30), ("val", 10)):
-        for label, name in enumerate(("cat", "dog")):
-            folder = tmp_path / "pets" / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = noise.randint(0, 128, (8, 8, 3)) + 100 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:02d}.png")
-    return tmp_path / "pets"
-
-
 PETS = dict(
     dataset="imagefolder",
     folder="pets",

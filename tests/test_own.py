@@ -5,12 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image
 
 import unmask
 from unmask import data, networks, own, pruning, results
@@ -201,22 +199,14 @@ number = 3
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A user's folder: two files, and random images of 8 x 8 pixels, 2 classes."""
-    (tmp_path / "mine.py").write_text(CODE)
-    (tmp_path / "bad.py").write_text(BAD)
-    noise = np.random.RandomState(0)
-    for split, count in (("train", 30), ("test", 10)):
-        for label, name in enumerate(("cat", "dog")):
-            (tmp_path / "pets" / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = noise.randint(0, 128, (8, 8, 3)) + 100 * label
-                path = tmp_path / f"pets/{split}/{name}/{i:02d}.png"
-                Image.fromarray(pixels.astype(np.uint8)).save(path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNMASK_DATA", str(tmp_path))
-    monkeypatch.setenv("UNMASK_STORE", str(tmp_path / "store"))
-    return tmp_path
+def here(tree, monkeypatch):
+    """A user's folder: two files, and images."""
+    folder = tree.parent
+    (folder / "mine.py").write_text(CODE)
+    (folder / "bad.py").write_text(BAD)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("UNMASK_STORE", str(folder / "store"))
+    return folder
 
 
 SHORT = dict(steps=20, batch_size=20, lr=0.05, rewind_steps=(0, 5), levels=2, control_every=1)
