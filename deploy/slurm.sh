@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A sweep on nodes of a Slurm cluster: starts Ray on all of them, runs there, and ends with it.
 #
-#   sbatch --nodes 4 deploy/slurm.sh cifar10_resnet20 --set seeds=5
+#   sbatch --nodes 4 --gpus-per-node 1 deploy/slurm.sh cifar10_resnet20 --set seeds=5
 #
 # Submit it where you would run `unmask`: in the checkout with its .venv, on a file system that all
 # nodes see. A job that ran out of its time, submitted again, goes on from there.

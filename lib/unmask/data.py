@@ -185,7 +185,7 @@ def _counts(
         problems.append(f"classes={e.classes}: {source} has {classes}")
     for name, there in (("train_samples", train), ("test_samples", test)):
         if getattr(e, name) > there:
-            problems.append(f"{name}={getattr(e, name)}: {source} has {there}, and 0 takes all")
+            problems.append(f"{name}={getattr(e, name)}: {source} has {there}, and 'all' takes all")
     least = min(e.train_samples or train, train)
     for name in ("batch_size", "curvature_samples"):
         if getattr(e, name) > least:
@@ -251,7 +251,9 @@ def _own(e: Experiment, store: Store) -> Data:
     train, test = splits = _returned(e)
     for one, other in zip(splits, _returned(e)):
         if not (torch.equal(one.x, other.x) and torch.equal(one.y, other.y)):
-            raise UnmaskError(f"dataset={e.dataset!r}: returns other data when called again")
+            raise UnmaskError(
+                f"dataset={e.dataset!r}: returns other data when called again; seed what it draws"
+            )
     classes = 1 + int(max(train.y.max(), test.y.max()))
     counts = _counts(e, len(train.y), len(test.y), classes)
     train, test = train.take(counts[0]), test.take(counts[1])
@@ -359,7 +361,8 @@ def _tree(path: Path, dated: bool) -> _Tree:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     if not path.is_dir():
-        raise UnmaskError(f"folder={str(path)!r}: there is no such folder")
+        said = "there is no such folder; images belong in train/CLASS/ and test/CLASS/"
+        raise UnmaskError(f"folder={str(path)!r}: {said}")
     classes = [folder for folder in _visible(path) if folder.is_dir()]
     if broken := [link for link in _visible(path) if link.is_symlink() and not link.exists()]:
         raise UnmaskError(f"folder={str(path)!r}: {broken[0].name!r} is a link that leads nowhere")

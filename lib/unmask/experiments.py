@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import functools
 import hashlib
 import json
@@ -295,7 +296,11 @@ class Experiment:
         known = [name for name in _fields() if name != "preset"]
         for name in changes:
             if name not in known:
-                raise UnmaskError(f"unknown field {name!r}: must be one of {', '.join(known)}")
+                near = difflib.get_close_matches(name, known, 1)
+                meant = f" (perhaps {near[0]!r})" if near else ""
+                raise UnmaskError(
+                    f"unknown field {name!r}{meant}: must be one of {', '.join(known)}"
+                )
         return dataclasses.replace(self, **changes)
 
     @property

@@ -1,4 +1,5 @@
-"""Tickets that leave: one trained sparse network with its mask, as files that need no unmask."""
+"""Tickets that leave: one trained sparse network with its mask, as files for plain PyTorch; unmask
+is asked for the class alone, where it is one of its own networks."""
 
 from __future__ import annotations
 
@@ -7,8 +8,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from . import own
-from .chains import Place
+from .chains import CONTROLS, Place
 from .errors import UnmaskError
 from .experiments import PRESETS
 from .lab import Lab
@@ -45,11 +45,14 @@ def export(lab: Lab, place: Place, folder: Path) -> Path:
     """Write the network at a place to `folder`: `ticket.safetensors`, and a card that says what it
     is and loads it.
     Raises UnmaskError: it was not trained yet, or the folder cannot be written."""
-    e = lab.experiment
+    e, level = lab.experiment, place.level
     if lab.name(place) + TENSORS not in lab.store:
-        said = f"is not in {lab.store.root} yet; `unmask run` trains it"
-        raise UnmaskError(f"{place}: {said}")
-    ticket, level = lab.tickets([place])[0], place.level
+        more = "" if place.seed in e.all_seeds else f" --set first_seed={place.seed} --set seeds=1"
+        if place.kind in CONTROLS and level not in e.control_levels:
+            more += f" --set control_every={level}"
+        said = f"is not in {lab.store.root} yet; `unmask run {e.preset}{more}` trains it, with all"
+        raise UnmaskError(f"{place}: {said} other settings as here")
+    (ticket,) = lab.tickets([place])
     error = lab.evaluate(ticket.state).error
     preset = PRESETS[e.preset]
     changes = {
@@ -68,8 +71,17 @@ def export(lab: Lab, place: Place, folder: Path) -> Path:
     }
     arguments = ", ".join([repr(e.preset), *(f"{k}={v!r}" for k, v in changes.items())])
     network = f"import unmask\n\nnetwork = unmask.networks.build(unmask.experiment({arguments}))"
-    if own.is_own(e.network):
-        network = f"network = ...  # {e.network}"
+    where, _, name = e.network.rpartition(":")
+    if where == "torchvision":
+        network = f"from torchvision.models import get_model\n\nnetwork = get_model({name!r}, "
+        network += f"weights=None, num_classes={e.classes})"
+    elif where == "timm":
+        network = f"import timm\n\nnetwork = timm.create_model({name!r}, "
+        network += f"num_classes={e.classes}, in_chans={e.channels})"
+    elif where.endswith(".py"):  # run where that file is found
+        network = f"import runpy\n\nnetwork = runpy.run_path({where!r})[{name!r}]()"
+    elif where:
+        network = f"from {where} import {name} as build\n\nnetwork = build()"
     rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())
     card = _CARD.format(title=place, rows=rows, network=network)
     with reaching("output", folder):

@@ -143,7 +143,7 @@ def check_backend(backend: str, address: str | None = None) -> None:
     if backend == "local" and address is not None:
         raise UnmaskError(f"address={address!r}: is that of a cluster; with backend='ray'")
     if backend == "ray" and find_spec("ray") is None:
-        raise UnmaskError("backend='ray': Ray is not installed; pip install 'unmask[ray]'")
+        raise UnmaskError("backend='ray': Ray is not installed; pip install -e '.[ray]'")
     if backend == "ray" and processes.count() > 1:
         raise UnmaskError("backend='ray': without torchrun; Ray starts its own processes")
 

@@ -33,7 +33,7 @@ def at(url: str) -> UPath:
     Raises UnmaskError: its scheme is not known, or a package that it needs is not installed."""
     with reaching("store", url, "used"):
         if find_spec("upath") is None:
-            raise ImportError("pip install 'unmask[remote]'")
+            raise ImportError("pip install -e '.[remote]'")
         from upath import UPath
 
         path = UPath(url.rstrip("/"))

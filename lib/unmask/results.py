@@ -27,18 +27,22 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parents[2] / "results"
 
 
-def check_name(chosen: Experiment, name: str | None) -> str:
+def check_name(chosen: Experiment, name: str | None, folder: Path = FOLDER) -> str:
     """The name to publish under, by default the preset's.
     Raises UnmaskError: it is a preset's and the experiment is not that preset as it stands, or
-    some of its seeds; or it is no plain name."""
+    some of its seeds; or another experiment is published under it; or it is no plain name."""
     name = chosen.preset if name is None else name
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise UnmaskError(f"publish={name!r}: must be a name of small letters, digits and _")
-    if (preset := PRESETS.get(name)) is None:
-        return name
+    preset = PRESETS.get(name, chosen)
     if not (_same_but_seeds(preset, chosen) and set(chosen.all_seeds) <= set(preset.all_seeds)):
         said = "the experiment is not that preset as it stands; give it a name of its own"
         raise UnmaskError(f"publish={name!r}: {said}")
+    if name in published_names(folder):
+        known, _, about = published(name, folder)
+        if about["recipe"] != chosen.recipe or not _same_but_seeds(known, chosen):
+            said = f"{folder / name} has the tables of another experiment; delete it, or take "
+            raise UnmaskError(f"publish={name!r}: {said}another name")
     return name
 
 
@@ -57,15 +61,11 @@ def publish(
     another experiment's tables, or an instalment after which not every table would have every
     seed."""
     chosen, store = lab.experiment, lab.store
-    name = check_name(chosen, name)
+    name = check_name(chosen, name, folder)
     target, known, there, instalments = folder / name, chosen, {}, []
     if name in published_names(folder):
         known, there, about = published(name, folder)
         instalments = about["instalments"]
-    same = not there or about["recipe"] == chosen.recipe
-    if not (same and _same_but_seeds(known, chosen)):
-        said = f"{target} has the tables of another experiment; delete it, or take another name"
-        raise UnmaskError(f"publish={name!r}: {said}")
     # What is there and in this store as well is written anew, by one program from one store.
     possible = set(tables.known_tables(asked=True))
     wanted = possible if wanted is None else {*wanted, *there} & possible
