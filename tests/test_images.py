@@ -294,8 +294,8 @@ def change(tree, how):
         ("differ", {}, "folder='pets': class 'cat' is among the training images only"),
         ("no test", {}, "pets/test'"),
         ("", {"classes": 3}, "classes=3: pets has 2"),
-        ("", {"train_samples": 61}, "train_samples=61: pets has 60, and 0 takes all"),
-        ("", {"test_samples": 21}, "test_samples=21: pets has 20, and 0 takes all"),
+        ("", {"train_samples": 61}, "train_samples=61: pets has 60, and 'all' takes all"),
+        ("", {"test_samples": 21}, "test_samples=21: pets has 20, and 'all' takes all"),
         (
             "",
             {"train_samples": 0, "batch_size": 61},
@@ -329,8 +329,8 @@ def test_all_that_own_images_do_not_meet_is_said_at_once(tree, store):
     assert limits == [
         "set image_size, or augmentation=resized-crop, which scales all to one size",
         "classes=10: pets has 2",
-        "train_samples=50000: pets has 60, and 0 takes all",
-        "test_samples=10000: pets has 20, and 0 takes all",
+        "train_samples=50000: pets has 60, and 'all' takes all",
+        "test_samples=10000: pets has 20, and 'all' takes all",
         "batch_size=128: must be at most 60, the training samples",
         "curvature_samples=1000: must be at most 60, the training samples",
     ]

@@ -271,7 +271,7 @@ def test_what_is_no_store_is_said_in_one_line(bucket, monkeypatch, tmp_path, cap
         monkeypatch.setitem(sys.modules, package, None)
         assert package in said(f"{scheme}://there/store")
     monkeypatch.setitem(sys.modules, "upath", None)
-    assert "pip install 'unmask[remote]'" in said("s3://bucket/x")
+    assert "pip install -e '.[remote]'" in said("s3://bucket/x")
     monkeypatch.delitem(sys.modules, "upath")
     assert "bucket does not exist" in said("s3://elsewhere/store")
     assert "there is no store" in said("s3://elsewhere/store", "store", "ls")
