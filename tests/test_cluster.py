@@ -128,6 +128,7 @@ def test_a_node_goes_and_the_others_do_its_tasks(e, serial, joined, store):
     thread = while_it_runs(store, 4, remove)
     measure(e, store, joined)
     thread.join(10)
+    joined.wait_for_nodes()  # until all know that one is gone, as the next test counts them
     assert before and contents(store) == serial
     # what had been finished was not done again
     assert {path: path.stat().st_mtime_ns for path in before} == {
@@ -199,7 +200,7 @@ def test_what_a_task_asks_for_goes_by_its_size(store):
     [
         (dict(backend="slurm"), "backend='slurm': must be one of local, ray"),
         (dict(address="10.0.0.1:6379"), "address='10.0.0.1:6379': is that of a cluster; with "),
-        (dict(backend="ray"), "backend='ray': Ray is not installed; pip install 'unmask.ray.'"),
+        (dict(backend="ray"), r"backend='ray': Ray is not installed; pip install -e '\.\[ray\]'"),
     ],
 )
 def test_a_backend_that_cannot_be_is_refused(options, said, store, monkeypatch):
