@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import own, processes
+from . import networks, own, processes
 from .errors import UnmaskError
 from .experiments import DATASETS, Experiment
 from .store import TENSORS, Store, default_root, expanded
@@ -85,12 +85,9 @@ class Split(NamedTuple):
 
 
 def _laid_out(x: torch.Tensor) -> torch.Tensor:
-    """Images as the kernels for float32 want them in memory: on a CPU channels last, on a GPU
-    first (see `networks.layout`)."""
-    if x.is_cuda:
-        return x.contiguous()
+    """Images as the kernels for float32 want them in memory."""
     # not `contiguous`, which leaves one channel as it is, taken for channels-first later
-    return x.to(memory_format=torch.channels_last)
+    return x.to(memory_format=networks.layout("float32", x))
 
 
 def _chunked(samples: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
@@ -251,9 +248,8 @@ def _own(e: Experiment, store: Store) -> Data:
     train, test = splits = _returned(e)
     for one, other in zip(splits, _returned(e)):
         if not (torch.equal(one.x, other.x) and torch.equal(one.y, other.y)):
-            raise UnmaskError(
-                f"dataset={e.dataset!r}: returns other data when called again; seed what it draws"
-            )
+            said = "returns other data when called again; seed what it draws"
+            raise UnmaskError(f"dataset={e.dataset!r}: {said}")
     classes = 1 + int(max(train.y.max(), test.y.max()))
     counts = _counts(e, len(train.y), len(test.y), classes)
     train, test = train.take(counts[0]), test.take(counts[1])

@@ -298,9 +298,8 @@ class Experiment:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 meant = f" (perhaps {near[0]!r})" if near else ""
-                raise UnmaskError(
-                    f"unknown field {name!r}{meant}: must be one of {', '.join(known)}"
-                )
+                said = f"unknown field {name!r}{meant}: must be one of {', '.join(known)}"
+                raise UnmaskError(said)
         return dataclasses.replace(self, **changes)
 
     @property

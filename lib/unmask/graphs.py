@@ -38,7 +38,7 @@ class Loop:
         count = len(self.runs)
         x, y = self.x.chunk(count, 1)[index], self.y.chunk(count)[index]
         if count > 1 or torch.is_tensor(self.rate):
-            layout = networks.layout(self.experiment, x)
+            layout = networks.layout(self.experiment.precision, x)
             x = torch.empty_like(x, memory_format=layout).copy_(x)
         self.runs[index].advance(x, y, self.rate)
 
@@ -71,12 +71,12 @@ class Graph(Loop):
         graph, before = torch.cuda.CUDAGraph(), self._state()
         self._branch()  # in which libraries set up what may not be recorded
         looped = self._after(before, self.loop)
-        self._restore(before)
-        options = dict(stream=_streams(self.x.device)[-1])
-        # other threads, as those of a DataLoader, may ask for memory meanwhile
-        options["capture_error_mode"] = "thread_local"
+        # other threads may ask for memory meanwhile
+        options = dict(stream=_streams(self.x.device)[-1], capture_error_mode="thread_local")
+        # some versions leave the stream of a recording that fails as the current one
+        here = torch.cuda.stream(torch.cuda.current_stream())
         try:
-            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, **options):
+            with here, torch.cuda.graph(graph, **options):
                 self._branch()
             replayed = self._after(before, graph.replay)
             exact = dict(rtol=0, atol=0, equal_nan=True)

@@ -95,7 +95,7 @@ def train(
         raise UnmaskError(said)
 
     # On a GPU every replicate is a branch of one graph; on a CPU those for signals are one network.
-    recorded = split.device.type == "cuda" and shared == 1 and not noisy and not e.streamed
+    recorded = is_recorded(e, split.device)
     grouped = e.known_network.signals and not recorded
     groups = [list(replicates)] if grouped else [[replicate] for replicate in replicates]
     runs = [Run(e, group, split.device, recorded) for group in groups]
@@ -355,16 +355,21 @@ class Unfinished:
         return each
 
 
+def is_recorded(e: Experiment, device: torch.device) -> bool:
+    """Are steps recorded? On a GPU, but for streams, a user's own and several processes."""
+    alone = e.streamed or own.is_own(e.network) or processes.count() > 1
+    return device.type == "cuda" and not alone
+
+
 def replicates_at_once(experiment: Experiment, device: torch.device) -> int:
     """How many replicates to train side by side.
 
     Several where each gets to the bit what it would get alone, so that results do not depend on who
     was with it: of networks for signals on a CPU, where more than six gain nothing; of all but
     streams and a user's own on a GPU."""
-    if device.type == "cpu":
-        return 6 if experiment.known_network.signals else 1
-    alone = experiment.streamed or own.is_own(experiment.network) or processes.count() > 1
-    return 1 if alone else graphs.BRANCHES
+    if is_recorded(experiment, device):
+        return graphs.BRANCHES
+    return 6 if experiment.known_network.signals and device.type == "cpu" else 1
 
 
 def train_all(
