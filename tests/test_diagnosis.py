@@ -6,6 +6,7 @@ import re
 from types import SimpleNamespace
 
 import hand_made
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +16,7 @@ from unmask.barriers import distance, moved
 from unmask.cli import main
 from unmask.errors import UnmaskError
 from unmask.experiments import experiment
-from unmask.findings import diagnosis
+from unmask.findings import diagnosis, limit
 from unmask.findings.diagnosis import ADAPTIVE, NOISE, PRUNING, Diagnosis, bracket, candidates
 from unmask.lab import Lab
 from unmask.train import Start, generator
@@ -84,6 +85,57 @@ def test_cuts_are_measured_against_the_dense_solution(asked):
     assert projection.barrier == barrier(path) and projection.density == lab.density(level)
     assert projection.solution_error == lab.evaluate(dense.state).error
     assert set(cuts.weights) == {"projection", "fine-tuned"}
+
+
+def test_the_theory_is_that_of_the_exact_spectrum_if_lanczos_takes_enough_steps(asked, monkeypatch):
+    found, answers = asked
+    lab, quick = found.lab, found.tables["dense_limits"]
+    monkeypatch.setattr(limit, "STEPS", 300)
+    many = limit.dense_limits(lab, 1)
+    solution = limit.Solution(lab, 1, 0)
+    values = np.linalg.eigvalsh(solution.exact("hessian"))[None]
+    exact = unmask.curvature.Spectrum(values, np.ones_like(values))
+    for gradient in (False, True):
+        rises = limit.first_order_rises(
+            solution.gradient(), solution.weights, solution.order("magnitude")
+        )
+        ratio = limit.max_pruning_ratio(
+            exact,
+            limit.magnitude_distances(solution.weights),
+            lab.experiment.loss_height,
+            rises if gradient else 0.0,
+        )
+        here = dict(mask="magnitude", reading="clipped", gradient=gradient)
+        assert row(many, steps=300, **here).ratio == pytest.approx(ratio[0], abs=0.01)
+        rows = quick[(quick["mask"] == "magnitude") & (quick.gradient == gradient)].ratio
+        assert rows.min() <= ratio[0] <= rows.max()
+    low, high = quick.query("mask == 'magnitude' and not gradient").ratio.agg(["min", "max"])
+    assert f"lets {low:.0%} to {high:.0%} of the weights go" in answers[3].words
+
+
+def test_vectors_of_a_large_network_are_fewer(asked, monkeypatch):
+    found, _ = asked
+    monkeypatch.setattr(limit, "AT_MOST", 8 * limit.PROBES * found.lab.total * 6.5)
+    assert set(limit.dense_limits(found.lab, 1).steps) == {3, 6}
+
+
+def test_what_torch_cannot_differentiate_twice_is_left_out(store, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        """
+import torch
+
+def network():
+    flat = torch.nn.Flatten()
+    return torch.nn.Sequential(flat, torch.nn.Linear(40, 10), torch.nn.RReLU())
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    found = Diagnosis(experiment("smoke", network="mine.py:network", epsilon=0.9), store, jobs=1)
+    # as of a network that learned, whatever it did
+    monkeypatch.setattr(diagnosis, "is_at_chance", lambda *_: np.array([False]))
+    answer = list(found.run())[3]
+    assert "fine-tuned for" in answer.words and "no curvature of this network" in answer.words
+    assert answer.verdict == HOLDS and "dense_limits" not in found.tables
 
 
 def test_the_check_is_the_chain_that_imp_trains(asked):
@@ -159,6 +211,14 @@ def test_answers_are_made_from_the_numbers():
     verdict, short, words = diagnosis.cut_at_once(found, e)
     assert (verdict, short) == (HOLDS, "36%")  # with half of them, it errs more
     assert "64% of its weights, those of level 2" in words and "With 50% it is not" in words
+    assert "theory" not in words
+    limits = pd.DataFrame({"mask": "magnitude", "gradient": [False, False, True]})
+    for ratios, said in (
+        ([0.5, 0.6, 0.3], "50% to 60% of the weights go, depending on how it is read; 30%"),
+        ([0.1, 0.6, 0.3], "10% to 60% of the weights go, depending on how it is read: too wide"),
+    ):
+        limited = found | {"dense_limits": limits.assign(ratio=ratios)}
+        assert said in diagnosis.cut_at_once(limited, e)[2]
     assert diagnosis.borne_out(found, e)[:2] == (HOLDS, "3 of 3 levels")
 
 

@@ -687,3 +687,17 @@ def test_numbers_are_means_of_the_seeds_means():
     assert np.isnan(limit.numbers(made(steps=40, absolute=0.9), E)["theory_magnitude"])
     shown = limit.readings_table(made(), E)
     assert shown.loc[("random subspace", "clipped", "zero"), "magnitude"] == "5.0 [5.0, 5.0]"
+
+
+def test_what_counts_the_gradient_is_the_theory_alone():
+    e, tables, _ = unmask.published("miniature")
+    predictions = tables["predictions"]
+    quadratic = (predictions.criterion == limit.QUADRATIC) & predictions.gradient
+    without = tables | {"predictions": predictions[~quadratic]}
+    assert quadratic.any()
+    for mask in limit.MASKS:
+        name = f"miss_gradient_{mask}"
+        assert limit.numbers(tables, e)[name] == limit.numbers(without, e)[name]
+    figures = [limit.maximum_ratios(found, e) for found in (tables, without)]
+    one, other = ([line.get_ydata() for line in f.axes[1].get_lines()] for f in figures)
+    assert len(one) == len(other) and all(map(np.array_equal, one, other))

@@ -16,9 +16,7 @@ from .train import evaluate
 
 def direction(mask: Mask, generator: torch.Generator) -> State:
     """A direction of length 1 in the mask's axial subspace, uniform over all of them."""
-    normal = {
-        name: torch.randn(kept.shape, generator=generator) * kept for name, kept in mask.items()
-    }
+    normal = {n: torch.randn(kept.shape, generator=generator) * kept for n, kept in mask.items()}
     length = distance(normal)
     return {name: tensor / length for name, tensor in normal.items()}
 
@@ -31,10 +29,7 @@ def distance(one: State, other: State | None = None) -> float:
 
 def moved(state: State, along: State, length: float) -> State:
     """The state moved by `length` times the direction `along`."""
-    return {
-        name: tensor + length * along[name] if name in along else tensor
-        for name, tensor in state.items()
-    }
+    return {n: w + length * along[n] if n in along else w for n, w in state.items()}
 
 
 def interpolate(one: State, other: State, t: float) -> State:

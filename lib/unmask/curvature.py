@@ -80,7 +80,13 @@ class _Hessian:
         with networks.kernels(self.network), sdpa_kernel(SDPBackend.MATH):
             for x, y in self.split.chunks(size):
                 one = functools.partial(self._one, still, start, x, y)
-                rows = vmap(one)(tangents)
+                try:
+                    rows = vmap(one)(tangents)
+                except (NotImplementedError, RuntimeError) as error:
+                    if isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    said = str(error).partition(". ")[0]
+                    raise Degenerate(f"no curvature of this network by torch: {said}") from None
                 rows = [rows[name].flatten(1)[:, self.alive[name]] for name in wanted]
                 total = total + torch.cat(rows, 1).double()
         return total.cpu().numpy().T / len(self.split.y)
@@ -123,7 +129,7 @@ def hessian_operator(
     """The Hessian, or its Gauss-Newton part, as a SciPy operator, (D, D). Products with several
     vectors at once are faster.
     Raises UnmaskError: the network is in training mode, the mask does not fit it, or there are no
-    survivors or samples."""
+    survivors or samples. A product raises Degenerate: torch cannot differentiate it twice."""
     hessian, layers = _MATRICES[matrix](network, mask, split), list(mask)
     size, ends = sum(hessian.sizes), np.cumsum(hessian.sizes)[:-1]
 

@@ -11,4 +11,5 @@ class UnmaskError(ValueError):
 
 
 class Degenerate(UnmaskError):
-    """A network that has come to nothing, as pruning may make one: other work goes on."""
+    """Of this network it is not known, as of one that pruning has brought to nothing: other work
+    goes on."""

@@ -68,10 +68,7 @@ def survivors_at(total: int, fraction: float, level: int) -> int:
 def apply(mask: Mask, state: State) -> State:
     """The state's projection onto the mask's axial subspace: pruned weights are zero, all else
     is as it was."""
-    return {
-        name: tensor * mask[name] if name in mask else tensor.clone()
-        for name, tensor in state.items()
-    }
+    return {n: w * mask[n] if n in mask else w.clone() for n, w in state.items()}
 
 
 def surviving(tensors: State | Mask, mask: Mask) -> np.ndarray:

@@ -337,9 +337,7 @@ class Unfinished:
         double = torch.float64
         observed = {str(at): torch.tensor(n, dtype=double) for at, n in self.observed.items()}
         parts["observed"] = observed
-        tensors = {
-            f"{part}/{name}": t for part, state in parts.items() for name, t in state.items()
-        }
+        tensors = {f"{part}/{n}": w for part, state in parts.items() for n, w in state.items()}
         self.store.unfinished.update(self.names)
         self.store.put_tensors(self.names[0], tensors, wait=False)
         self.names.reverse()

@@ -21,17 +21,9 @@ from ..plots import LABELS, PERCENT, by_step, matching_line, mean_and_range, pla
 from ..plots import threshold_line
 from ..tables import labelled, levels_below_the_last, table
 from ..verdicts import METRICS, Claims, Tables, at_earliest, at_latest, barrier, by_seed
-from ..verdicts import (
-    in_numbers,
-    in_sublevel_set,
-    interval,
-    is_at_most,
-    is_connected,
-    judge,
-    log_barrier,
-)
-from ..verdicts import reference_errors, settings_in_numbers
-from ..verdicts import where_imp_matches, with_matching, with_next_level
+from ..verdicts import in_numbers, in_sublevel_set, interval, is_at_most, is_connected, judge
+from ..verdicts import log_barrier, reference_errors, settings_in_numbers, where_imp_matches
+from ..verdicts import with_matching, with_next_level
 
 INTERPOLATED, REESTIMATED = "interpolated", "re-estimated"
 _KEYS = ["seed", "rewind_step", "level", "next_level"]
@@ -544,19 +536,12 @@ def there_or_found(tables: Tables, e: Experiment) -> Figure:
         here = probed[probed.matching == matching]
         for (column, label), style in zip(curves.items(), styles(curves).values()):
             # by seed first: levels of one seed are not independent
-            by = (
-                (PERCENT * here[column].astype(float)).groupby([here.rewind_step, here.seed]).mean()
-            )
+            by = here[column].astype(float).groupby([here.rewind_step, here.seed]).mean()
             ends = by.groupby("rewind_step").apply(interval)
-            mean, low, high = (
-                (np.array(part, float) for part in zip(*ends)) if len(ends) else [()] * 3
-            )
             at = [steps.index(step) for step in ends.index]
+            mean, low, high = (PERCENT * np.array(ends.tolist()).reshape(-1, 3).T).clip(0, 100)
             ax.plot(at, mean, label=label, **style)
-            if len(at):
-                ax.fill_between(
-                    at, low.clip(0, 100), high.clip(0, 100), color=style["color"], alpha=0.15, lw=0
-                )
+            ax.fill_between(at, low, high, color=style["color"], alpha=0.15, lw=0)
         ax.set(title=f"next level {words}", xlabel="rewound to step", ylim=(-4, 104))
         ax.set_xticks(range(len(steps)), steps)
         ax.set_xlim(-0.3, len(steps) - 0.7)

@@ -17,6 +17,7 @@ import textwrap
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
@@ -319,9 +320,25 @@ def cut_at_once(found: Tables, e: Experiment) -> tuple[str, str, str]:
         )
     if pd.notna(lost):
         words += f" With {lost:.0%} it is not connected, or more than {points(e.epsilon)} worse."
+    words += by_theory(found, e)
     if pd.isna(kept):
         return FAILS, f"less than {1 - lost:.0%}", words
     return HOLDS, f"{1 - kept:.0%}", words
+
+
+def by_theory(found: Tables, e: Experiment) -> str:
+    """The range of what "dense_limits" allows, over how the spectrum is read and estimated."""
+    if "dense_limits" not in found:
+        return ""
+    rows = found["dense_limits"].query("mask == 'magnitude'").groupby("gradient").ratio
+    low, high = rows.min(), rows.max()
+    flat, sloped = (f"{low[counts]:.0%} to {high[counts]:.0%}" for counts in (False, True))
+    wide = bool(high[False] - low[False] > 2 * e.limit_tolerance)
+    return (
+        f" The theory of random subspaces, by estimates of curvature, lets {flat} of the weights "
+        f"go, depending on how it is read{': too wide to decide' * wide}; {sloped} if the slope "
+        "that is left counts."
+    )
 
 
 def borne_out(found: Tables, e: Experiment) -> tuple[str, str, str]:
@@ -503,13 +520,10 @@ class Diagnosis:
 
     def run(self) -> Iterator[Answer]:
         """The answers, each as soon as it is known."""
+        start = partial(self.measure, "stability", (0, NOISE))
         asked = (
-            ("Does the network learn?", lambda: self.measure("dense_error", ()), learns),
-            (
-                "Is training stable from the start?",
-                lambda: self.measure("stability", (0, NOISE)),
-                stable_from_start,
-            ),
+            ("Does the network learn?", partial(self.measure, "dense_error", ()), learns),
+            ("Is training stable from the start?", start, stable_from_start),
             ("From which rewind step can it be pruned?", self._steps, rewind_step),
             ("How much can be cut at once?", self._cuts, cut_at_once),
             ("Does pruning bear it out?", self._levels, borne_out),
@@ -542,6 +556,7 @@ class Diagnosis:
             return not in_sublevel_set(self.measure("cuts", (level,)).tail(2), self.e).any()
 
         bisect_left(range(1, self.e.levels + 1), True, key=too_much)
+        self.measure("dense_limits", ())
 
     def _levels(self):
         below, first = bracket(self.tables, self.e)
@@ -634,15 +649,13 @@ class Diagnosis:
     def page(self) -> str:
         """All answers, as HTML that needs no other file."""
         e, answers = self.e, self.answers
-        cells = [map(html.escape, one[:3]) for one in answers]
+        card = '<div class="{1}">{0}<br><b>{2}</b></div>'
         about = f"{e.network} on {e.dataset}, preset {e.preset}, seed {e.first_seed}"
         file = io.BytesIO()
         barriers(self.tables, e).savefig(file, format="svg", metadata={"Date": None})
         return Template(Path(__file__).with_suffix(".html").read_text()).substitute(
             about=html.escape(about),
-            cards="".join(
-                '<div class="{1}">{0}<br><b>{2}</b></div>'.format(*cell) for cell in cells
-            ),
+            cards="".join(card.format(*map(html.escape, one[:3])) for one in answers),
             figure=base64.b64encode(file.getvalue()).decode(),
             answers="".join(answer._repr_html_() for answer in answers),
             costs=self.costs().to_html(border=0),
@@ -664,7 +677,8 @@ class Diagnosis:
 def barriers(found: Tables, e: Experiment) -> Figure:
     """Barriers of all that was tried. Left: of pairs, by the rewind step they start from; grey: the
     bracket. Middle: of the dense solution cut at once, by the weights left; filled: in its
-    connected sublevel set. Right: of levels of IMP, to the level before."""
+    connected sublevel set; grey: the most that the theory lets go, a range. Right: of levels of
+    IMP, to the level before."""
     figure, (axes,) = plots.panels(3, width=4, height=3.2, sharey=True)
     titles = "from which rewind step?", "how much at once?", "IMP: to the level before"
     for ax, title in zip(axes, titles):
@@ -690,6 +704,10 @@ def barriers(found: Tables, e: Experiment) -> Figure:
             inside = rows[in_sublevel_set(rows, e)]
             for some, faces in ((rows, {"mfc": "none", "label": weights}), (inside, {})):
                 middle.plot(PERCENT * some.density, PERCENT * some.barrier, **look | faces)
+        if "dense_limits" in found:
+            left_by_theory = 1 - found["dense_limits"].query("mask == 'magnitude'").ratio
+            span = PERCENT * left_by_theory.min(), PERCENT * left_by_theory.max()
+            middle.axvspan(*span, color="0.85", lw=0, zorder=0, label="theory")
         plots.density_axis(middle, found["cuts"].density)
         middle.legend(fontsize="small")
     if "imp_levels" in found:

@@ -254,9 +254,7 @@ def _planes(tables: Tables, kind: str, e: Experiment) -> Figure:
     }
     figure, axes = plots.panels(rows.rewind_step.nunique(), width=5.2, height=4.6)
     for ax, (label, _, here) in zip(axes[0], by_step(rows, e)):
-        grid = (
-            here[here.what == "grid"].pivot(index="y", columns="x", values="test_error") * PERCENT
-        )
+        grid = PERCENT * here[here.what == "grid"].pivot(index="y", columns="x")["test_error"]
         filled = ax.contourf(grid.columns, grid.index, grid, bounds, **look)
         thin = dict(colors="white", linewidths=0.4, alpha=0.6)
         ax.contour(grid.columns, grid.index, grid, bounds, **thin)

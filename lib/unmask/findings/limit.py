@@ -29,6 +29,7 @@ from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, in_numbers
 from ..verdicts import in_sublevel_set, interval, judge, settings_in_numbers, with_matching
 
 MASKS = ("random", "magnitude")
+CRITERIA = THEORY, QUADRATIC = "random subspace", "exact quadratic"
 DRAWS = 8  # random masks whose displacements are compared with that of the magnitude mask
 TRIED = 3  # of them, for which the largest ratio is searched
 RESOLUTION = 0.05  # of that search
@@ -319,10 +320,8 @@ def _rises(solution: Solution, matrix, values, vectors, reading: str) -> dict[st
         convex = convexify(matrix, values, vectors, reading)
     except Degenerate:  # of a dead network: nothing rises, whatever is removed
         return {f"{reading}/{kind}": np.zeros(len(values) + 1) for kind in MASKS}
-    return {
-        f"{reading}/{kind}": least_rises(convex, solution.weights, solution.order(kind))
-        for kind in MASKS
-    }
+    weights, order = solution.weights, solution.order
+    return {f"{reading}/{kind}": least_rises(convex, weights, order(kind)) for kind in MASKS}
 
 
 def _curved(e: Experiment, seed: int, level: int):
@@ -382,34 +381,66 @@ def curvatures(lab, seed, level) -> pd.DataFrame:
 def predictions(lab, seed, level) -> pd.DataFrame:
     """The predicted maximum pruning ratio at one solution.
 
-    Columns: criterion ("random subspace", the theory, or "exact quadratic"), mask (one of `MASKS`),
-    reading (of the spectrum, one of `READINGS`), gradient (does its first-order rise count?), steps
-    (of Lanczos; 0: from the exact matrix), height (multiple of the experiment's loss height),
-    ratio, error (its standard error over probes)."""
+    Columns: criterion (of `CRITERIA`), mask (of `MASKS`), reading (of `READINGS`), gradient (does
+    its first-order rise count?), steps (of Lanczos; 0: exact), height (multiple of the experiment's
+    loss height), ratio, error (its standard error over probes)."""
     spectra, found = _spectra(lab, seed, level)
-    solution, rows = Solution(lab, seed, level), []
-    weights = solution.weights
-    distances = dict(zip(MASKS, (random_distances(weights), magnitude_distances(weights))))
-    sizes = solution.order("magnitude")
-    linear = {
-        "random": first_order_rises(found["gradient"], weights),
-        "magnitude": first_order_rises(found["gradient"], weights, sizes),
-    }
-    for height, mask, reading, counts in product(HEIGHTS, MASKS, READINGS, (False, True)):
+    rows, solution = [], Solution(lab, seed, level)
+    for height in HEIGHTS:
         eps = height * lab.experiment.loss_height
-        about, extra = (mask, reading, counts), linear[mask] if counts else 0.0
-        for (matrix, steps), spectrum in spectra.items():
-            if matrix == READINGS[reading]:
-                if reading == ABSOLUTE:
-                    spectrum = spectrum._replace(values=np.abs(spectrum.values))
-                ratios = max_pruning_ratio(spectrum, distances[mask], eps, extra)
+        for about, extra, each in _theory(solution, spectra, found["gradient"], eps):
+            for steps, ratios in each:
                 error = ratios.std(ddof=1) / len(ratios) ** 0.5 if len(ratios) > 1 else np.nan
-                rows.append(("random subspace", *about, steps, height, ratios.mean(), error))
-        if (name := f"{reading}/{mask}") in found:
-            ratio = largest_ratio(np.maximum.accumulate(found[name] + extra), eps)
-            rows.append(("exact quadratic", *about, 0, height, ratio, np.nan))
+                rows.append((THEORY, *about, steps, height, ratios.mean(), error))
+            if (name := "{1}/{0}".format(*about)) in found:
+                ratio = largest_ratio(np.maximum.accumulate(found[name] + extra), eps)
+                rows.append((QUADRATIC, *about, 0, height, ratio, np.nan))
     columns = ["criterion", "mask", "reading", "gradient", "steps", "height", "ratio", "error"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _theory(solution: Solution, spectra: dict, gradient: np.ndarray, eps: float):
+    """For each mask, reading, and with the gradient or not: these three, the gradient's rises, and
+    by each spectrum of the matrix that is read the steps of Lanczos and `max_pruning_ratio`."""
+    weights = solution.weights
+    distances = dict(zip(MASKS, (random_distances(weights), magnitude_distances(weights))))
+    orders = None, solution.order("magnitude")
+    linear = {m: first_order_rises(gradient, weights, order) for m, order in zip(MASKS, orders)}
+    for mask, reading, counts in product(MASKS, READINGS, (False, True)):
+        rises, each = linear[mask] if counts else 0.0, []
+        for (matrix, steps), (values, shares) in spectra.items():
+            if matrix == READINGS[reading]:
+                values = np.abs(values) if reading == ABSOLUTE else values
+                spectrum = unmask.curvature.Spectrum(values, shares)
+                each.append((steps, max_pruning_ratio(spectrum, distances[mask], eps, rises)))
+        yield (mask, reading, counts), rises, each
+
+
+PROBES, STEPS = 2, 80  # of Lanczos, for a quick look
+AT_MOST = 2e9  # bytes that its vectors may take; of a large network it takes fewer steps
+
+
+@table(
+    ("seed",),
+    asked=True,
+    reads=("curvature_samples", "loss_height"),
+    passes=lambda e, seed: 2 * 4 * e.curvature_samples * PROBES * STEPS,
+    needs=lambda e, seed: _solved(e, seed, 0),
+)
+def dense_limits(lab, seed) -> pd.DataFrame:
+    """How much of the dense solution may go at once by the theory: a quick look, by estimates.
+
+    Columns: as "predictions" has them, of one criterion and one height."""
+    solution, rows = Solution(lab, seed, 0), []
+    steps = int(np.clip(AT_MOST / (8 * PROBES * lab.total), 2, STEPS))
+    stops, spectra, gradient = (steps // 2, steps), {}, solution.gradient()
+    for matrix in dict.fromkeys(READINGS.values()):
+        operator, draws = solution.operator(matrix), unmask.train.generator(seed, "spectrum", 0)
+        estimates = unmask.curvature.spectral_densities(operator, PROBES, stops, draws)
+        spectra |= {(matrix, steps): found for steps, found in zip(stops, estimates)}
+    for about, _, each in _theory(solution, spectra, gradient, lab.experiment.loss_height):
+        rows += [(*about, steps, ratios.mean()) for steps, ratios in each]
+    return pd.DataFrame(rows, columns=["mask", "reading", "gradient", "steps", "ratio"])
 
 
 @table(
@@ -429,9 +460,8 @@ def displacements(lab, seed, level) -> pd.DataFrame:
     solution, parts = Solution(lab, seed, level), []
     ratio, pruning = lab.experiment.prune_fraction, unmask.pruning
     cases = [("magnitude", 0), *(("random", draw) for draw in range(DRAWS))]
-    ends = [
-        pruning.apply(solution.pruned(kind, ratio, draw), solution.state) for kind, draw in cases
-    ]
+    masks = [solution.pruned(kind, ratio, draw) for kind, draw in cases]
+    ends = [pruning.apply(mask, solution.state) for mask in masks]
     ways = [solution.weights - pruning.surviving(end, solution.mask) for end in ends]
     curved = unmask.curvature.curvature_along(solution.operator(), np.stack(ways, axis=1))
     grid = np.linspace(0, 1, 6)
@@ -499,7 +529,7 @@ def prunings(lab, seed, level) -> pd.DataFrame:
         ratios = [above, *(ratio for ratio in e.prune_ratios if ratio > above)]
         further[variant] = climb(ratios if above < 1 else [], low)
     search.run(further, search.look_nearby)
-    return pd.DataFrame(search.rows, columns=_COLUMNS)
+    return pd.DataFrame(search.rows, columns=_ROW)
 
 
 class _Search:
@@ -509,10 +539,8 @@ class _Search:
     def __init__(self, lab, seed: int, level: int):
         self.lab, self.latest, self.rows = lab, lab.experiment.latest, []
         self.solution = Solution(lab, seed, level)
-        self.start, self.order = (
-            lab.rewind_point(seed, self.latest),
-            (seed, "order", level, "pruned"),
-        )
+        self.start = lab.rewind_point(seed, self.latest)
+        self.order = seed, "order", level, "pruned"
 
     def run(self, searches: dict, look: Callable) -> dict[tuple, dict[float, bool]]:
         """Follow the searches, of each mask and draw, side by side: by these, the ratios that were
@@ -539,9 +567,8 @@ class _Search:
     def look_nearby(self, cases: list[tuple]) -> list[bool]:
         """Is the projection in the set, or what it is trained to within the mask?"""
         masks = {case: self.mask(case) for case in cases}
-        near = {
-            case: unmask.pruning.apply(mask, self.solution.state) for case, mask in masks.items()
-        }
+        apply, state = unmask.pruning.apply, self.solution.state
+        near = {case: apply(mask, state) for case, mask in masks.items()}
         passed = {case: self.inside(case, "projection", near[case]) for case in cases}
         left = [case for case in cases if not passed[case]]
         starts = [unmask.train.Start(near[case], masks[case], self.order) for case in left]
@@ -561,12 +588,11 @@ class _Search:
         left = unmask.pruning.surviving(projection, self.solution.mask)
         distance = np.linalg.norm(self.solution.weights - left)
         self.rows.append((*case, weights, error, before, barrier(path), distance))
-        row = pd.DataFrame([self.rows[-1]], columns=_COLUMNS)
+        row = pd.DataFrame([self.rows[-1]], columns=_ROW)
         return bool(in_sublevel_set(row, self.lab.experiment).iloc[0])
 
 
-_COLUMNS = ["mask", "draw", "ratio", "weights", "test_error", "solution_error", "barrier"]
-_COLUMNS.append("distance")
+_ROW = ["mask", "draw", "ratio", "weights", "test_error", "solution_error", "barrier", "distance"]
 
 
 # Judging
@@ -685,7 +711,7 @@ def one_shot_goals(tables: Tables, e: Experiment) -> pd.DataFrame:
     densities = chain.set_index(["seed", "level"]).density
     keys = ["seed", "level"]
     theory = main_reading(predicted_and_measured(tables, e))
-    theory = theory[(theory.criterion == "random subspace") & (theory["mask"] == "magnitude")]
+    theory = theory[(theory.criterion == THEORY) & (theory["mask"] == "magnitude")]
     theory = theory.assign(predicted=theory.predicted.where(~theory.unresolved))
     measured = limits_by_mask(tables, e)
     found = measured[(measured["mask"] == "magnitude") & (measured.way == FINDS)]
@@ -710,11 +736,10 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     table = predicted_and_measured(tables, e)
     left = 100 * (e.limit_tolerance - table.miss).where(~table.unresolved)
     within = f"within {100 * e.limit_tolerance:.0f} points"
-    theory, quadratic = "random subspace", "exact quadratic"
     words = {
-        (theory, False): "the theory predicts the maximum",
-        (theory, True): "beyond the paper: counting the gradient, the theory predicts it",
-        (quadratic, False): "beyond the paper: the exact quadratic predicts it",
+        (THEORY, False): "the theory predicts the maximum",
+        (THEORY, True): "beyond the paper: counting the gradient, the theory predicts it",
+        (QUADRATIC, False): "beyond the paper: the exact quadratic predicts it",
     }
     for ((criterion, gradient), claim), mask in product(words.items(), MASKS):
         rows = (table.criterion == criterion) & (table["mask"] == mask)
@@ -745,6 +770,7 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     every = predicted_and_measured(tables, e)
     table, measured, flat = main_reading(every), limits_by_mask(tables, e), flatness(tables)
     sloped = every[every.gradient & (every.reading == CLIPPED) & ~every.unresolved]
+    sloped = sloped[sloped.criterion == THEORY]
     found = {
         "loss_height": 1000 * e.loss_height,
         "samples": e.curvature_samples,
@@ -755,7 +781,7 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
         "limit_level": e.limit_levels[-1],
     } | in_numbers("flatter_by", by_seed(flat, flat.flatter), np.exp)
     for mask in MASKS:
-        for criterion, name in (("random subspace", "theory"), ("exact quadratic", "quadratic")):
+        for criterion, name in zip(CRITERIA, ("theory", "quadratic")):
             rows = table[(table.criterion == criterion) & (table["mask"] == mask)]
             rows = rows[~rows.unresolved]
             found |= in_numbers(f"{name}_{mask}", by_seed(rows, 100 * rows.predicted))
@@ -824,10 +850,7 @@ def _method(steps: int) -> str:
 
 # Its figures: blue circles are random pruning, orange squares magnitude pruning
 
-_LOOKS = {
-    mask: {name: style[name] for name in ("color", "marker")}
-    for mask, style in styles(MASKS).items()
-}
+_LOOKS = {m: {n: look[n] for n in ("color", "marker")} for m, look in styles(MASKS).items()}
 
 
 def hessian_spectra(tables: Tables, e: Experiment) -> Figure:
@@ -867,11 +890,10 @@ def pruning_sweep(tables: Tables, e: Experiment) -> Figure:
 
     Filled: in the solution's connected sublevel set. Vertical lines: the theory's maximum."""
     table, theory = tried(tables, e), main_reading(predicted_and_measured(tables, e))
-    theory = theory[theory.criterion == "random subspace"]
+    theory = theory[theory.criterion == THEORY]
     chosen = sorted(table.level.unique())
-    figure, axes = plots.panels(
-        len(chosen), rows=2, width=4.2, height=2.7, sharex=True, sharey=True
-    )
+    shared = dict(sharex=True, sharey=True)
+    figure, axes = plots.panels(len(chosen), rows=2, width=4.2, height=2.7, **shared)
     retrained = table.weights == "retrained"
     kinds = {"found by training": table[retrained], "nearby": table[~retrained]}
     for column, level in zip(axes.T, chosen):
@@ -905,23 +927,17 @@ def maximum_ratios(tables: Tables, e: Experiment) -> Figure:
     seeds, and its interval."""
     figure, axes = plots.panels(2, width=4.5, height=4.2, sharey=True)
     table, measured = predicted_and_measured(tables, e), limits_by_mask(tables, e)
+    table = table.assign(value=table.predicted)
+    measured = measured.assign(value=(measured.ratio + measured.above) / 2)
     places = {level: at for at, level in enumerate(sorted(measured.level.unique()))}
     sources = {}
-    for way, words in (
-        (EXISTS, "measured: a point is there"),
-        (FINDS, "measured: training finds one"),
-    ):
-        rows = measured[measured.way == way]
-        sources[words] = rows.assign(value=(rows.ratio + rows.above) / 2)
+    for way, words in ((EXISTS, "a point is there"), (FINDS, "training finds one")):
+        sources[f"measured: {words}"] = measured[measured.way == way]
+    theory, quadratic = (table[table.criterion == name] for name in CRITERIA)
     for reading, words in _READ.items():
-        rows = table[(table.reading == reading) & ~table.gradient]
-        rows = rows[rows.criterion == "random subspace"]
-        sources[f"theory, {words}"] = rows.assign(value=rows.predicted)
-    rows = table[table.gradient & (table.reading == CLIPPED)]
-    sources["theory, with the gradient"] = rows.assign(value=rows.predicted)
-    rows = main_reading(table)
-    rows = rows[rows.criterion == "exact quadratic"]
-    sources["exact quadratic"] = rows.assign(value=rows.predicted)
+        sources[f"theory, {words}"] = theory[(theory.reading == reading) & ~theory.gradient]
+    sources["theory, with the gradient"] = theory[theory.gradient & (theory.reading == CLIPPED)]
+    sources["exact quadratic"] = main_reading(quadratic)
     sources = {label: rows for label, rows in sources.items() if len(rows)}
     looks = styles(sources)
     for ax, mask in zip(axes[0], MASKS):

@@ -205,27 +205,19 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     if "retraining_methods" in tables:
         below = methods_compared(tables, e)["below"]
         full = refilled(below["lr-rewound"], e) - e.gap_refilled
-        claims.add(
-            "fig-gap",
-            "learning-rate rewinding, which starts from an empty gap, fills it again: more than "
-            f"{e.gap_refilled:.0%} of what was there before the cut",
-            "share of what was there",
-            full.groupby("seed").mean(),
-            headline=True,
-        )
+        claim = "learning-rate rewinding, which starts from an empty gap, fills it again: more "
+        claim += f"than {e.gap_refilled:.0%} of what was there before the cut"
+        unit, values = "share of what was there", full.groupby("seed").mean()
+        claims.add("fig-gap", claim, unit, values, headline=True)
     late = at_latest(tables["gaps"], e)
     below = late.pivot(index=["seed", "level"], columns="stage", values="below")
     full = refilled(below.retrained, e) - e.gap_refilled
     claim = "after rewinding and retraining, the gap is filled again as far"
     claims.add("fig-gap", claim, "share of what was there", full.groupby("seed").mean())
     more = 100 * (below.retrained - below.rewound)
-    claims.add(
-        "fig-gap",
-        "it is retraining that makes the small weights: there are more after it than after "
-        "rewinding alone",
-        "points of the survivors",
-        more.groupby("seed").mean(),
-    )
+    claim = "it is retraining that makes the small weights: there are more after it than after "
+    claim += "rewinding alone"
+    claims.add("fig-gap", claim, "points of the survivors", more.groupby("seed").mean())
     compared = cuts_compared(tables)
     longer = np.log(compared.length_continued / compared.length_retrained)
     claim = "the next cut removes a shorter vector with retraining before it than without"

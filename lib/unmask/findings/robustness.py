@@ -179,13 +179,9 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
         claim = f"from the first rewind step, networks {apart} do not train to connected ones"
         add(claim, first, first.step_barrier, 1)
     more = log_barrier(late.step_barrier, e) - log_barrier(late.noise_barrier, e)
-    claims.add(
-        "fig-perturbed",
-        f"from the last rewind step, networks {apart} end further apart than SGD's noise alone "
-        "sends them",
-        "decades of the barrier",
-        by_seed(late, more),
-    )
+    claim = f"networks {apart} end further apart than SGD's noise alone sends them"
+    claim, unit = f"from the last rewind step, {claim}", "decades of the barrier"
+    claims.add("fig-perturbed", claim, unit, by_seed(late, more))
 
 
 # The numbers of its prose

@@ -147,20 +147,15 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     """Without the table of controls, only what IMP's chains tell."""
     density = sparsest_matching(tables, e)
     ended = density.index[density <= tables["levels"].density.min()]
-    claims.add(
-        "fig-errors",
-        "from the last rewind step, IMP finds a matching network with less than "
-        f"{e.ticket_density:.0%} of the weights",
-        "log of how many times sparser",
-        np.log(e.ticket_density / density),
-        bounds=ended,
-    )
+    few = f"{e.ticket_density:.0%} of the weights"
+    claim = f"from the last rewind step, IMP finds a matching network with less than {few}"
+    unit, values = "log of how many times sparser", np.log(e.ticket_density / density)
+    claims.add("fig-errors", claim, unit, values, bounds=ended)
     for step in e.rewind_steps[:-1]:
         # the first is what the paper is about; the others show where it turns
         first = step == e.earliest
-        put, name = (
-            (claims.add, "the first rewind step") if first else (claims.measure, f"step {step}")
-        )
+        put = claims.add if first else claims.measure
+        name = "the first rewind step" if first else f"step {step}"
         claim = (
             f"from {name}, the error is above the matching limit where that from the last is not"
         )
@@ -172,7 +167,7 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     compared = compared.reindex(columns=["imp", *CLAIMED])
     for kind, claim in CLAIMED.items():
         worse = 100 * (compared[kind] - compared["imp"] - e.epsilon)
-        where = f"where IMP matches with at most {e.ticket_density:.0%} of the weights"
+        where = f"where IMP matches with at most {few}"
         values = worse.groupby("seed").mean()
         claims.add("fig-controls", f"{where}, {claim}", "points", values, spread=claims.spread)
 
