@@ -78,7 +78,6 @@ def main():
     device = "cpu" if options.device == "cpu" else torch.cuda.get_device_name()
     result = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit()}
     result |= {"processor": processor(), "device": device, "cores": os.cpu_count(), "threads": 1}
-    result["growth"] = {name: growth(name, options.device) for name in GROWTH}
     result["GFLOP a step"] = {name: operations(e) / 1e9 for name, e in PRESETS.items()}
     result |= {"matrix product (GFLOP/s)": round(rate / 1e9, 1), "versions": versions()}
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -170,11 +169,6 @@ def training(lab):
     return lambda: train(e, lab.data.train, starts)
 
 
-def chain(lab):
-    lab.level(0, 0, 0)  # the dense one, which all have
-    return lambda: lab.level(0, 0, lab.experiment.levels)
-
-
 def barrier(lab):
     ends = lab.initial(0), lab.initial(1)
     return lambda: lab.path(*ends)
@@ -211,12 +205,6 @@ WORKS = {
     "64 Lanczos steps, 1,000 samples": (lanczos, "miniature", {}),
     "plane of 21 x 21 points": (plane, "miniature", {}),
 }
-GROWTH = {  # of which field there can be more, and how much
-    "levels": (chain, "levels", (1, 2, 4, 8)),
-    "seeds, side by side": (training, "seeds", (1, 2, 4, 6)),
-    "width": (training, "width", (4, 8, 16, 32)),
-    "test samples": (barrier, "test_samples", (1000, 4000, 10_000, 40_000)),
-}
 PROGRAMS = {
     "start of unmask presets": "from unmask.cli import main; main(['presets'])",
     "imports of a notebook": "import unmask; from unmask.findings import tickets; unmask.lab.Lab",
@@ -244,17 +232,6 @@ def work(name, device, rate):
     row["textbook milliseconds"] = 1000 * other
     row["textbook ratio"] = median(other * together / own for own, other in pairs)
     return row | used
-
-
-def growth(name, device):
-    """Seconds against what there is more of: [[how much, seconds], ...]."""
-    setup, field, amounts = GROWTH[name]
-
-    def once(amount):
-        changes = SHORT | {"seeds": 1} | {field: amount}
-        return seconds(setup(random_lab("miniature", device, changes)))
-
-    return [[amount, median(once(amount) for _ in range(3))] for amount in amounts]
 
 
 # What it costs to hand out tasks, and what two workers gain

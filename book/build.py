@@ -8,6 +8,7 @@ README its figure.
 
 import argparse
 import copy
+import inspect
 import json
 import os
 import re
@@ -26,8 +27,9 @@ import vl_convert
 import yaml
 from pages import PUBLISHED
 
-from unmask import findings
+from unmask import experiment, findings, plots
 from unmask.findings.connectivity import VEGA_LITE
+from unmask.results import evidence, published_names
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path("build/src")
@@ -134,8 +136,11 @@ def execute(notebooks, asked):
 
 def fold(page):
     """How code stands on the page: a cell that shows nothing is one with the cell it leads to, and
-    the bar of folded code names what it calls."""
+    the bar of folded code names what it calls. A caption leads to the source of its figure, and to
+    the published tables that it is drawn from."""
     notebook, cells = nbformat.read(SOURCE / page, 4), []
+    default = papermill.inspect_notebook(page).get("preset", {}).get("default", PRESET)
+    preset = notebook.metadata.papermill.parameters.get("preset", default.strip('"'))
     for cell in notebook.cells:
         if cell.cell_type == "code":
             while cells and is_silent(cells[-1]):
@@ -148,12 +153,30 @@ def fold(page):
                     "Table and code" if "hide-cell" in cell.metadata.get("tags", []) else "Code"
                 )
                 about["code_prompt_show"] = about["code_prompt_hide"] = f"{folded}: {calls[-1]}"
-                if "figure" in about and hasattr(findings, calls[-1].partition(".")[0]):
+                module, _, function = calls[-1].partition(".")
+                if "figure" in about and (module := getattr(findings, module, None)):
                     source = f" {{py:func}}`Source <unmask.findings.{calls[-1]}>`"
-                    about["figure"]["caption"] += source
+                    about["figure"]["caption"] += source + csv(getattr(module, function), preset)
         cells += [cell, *live(cell)]
     notebook.cells = cells
     nbformat.write(notebook, SOURCE / page)
+
+
+def csv(function, preset):
+    """Links to the published tables that a figure is drawn from: those that its function, or one
+    that it calls, asks for by name."""
+    name = preset if preset in published_names() else evidence(experiment(preset), ["levels"])
+    seen, waiting, asked = set(), [function], set()
+    while waiting:
+        seen.add(one := waiting.pop())
+        source = inspect.getsource(one)
+        asked |= set(re.findall(r'(?:tables|found)\["(\w+)"\]', source))
+        names = one.__globals__ | vars(plots)
+        called = [names.get(word) for word in re.findall(r"(\w+)\(", source)]
+        waiting += [f for f in called if inspect.isfunction(f) and f not in seen]
+    files = [f"results/{name}/{table}.csv" for table in sorted(asked)]
+    links = [f'<a href="../_static/{f}">{Path(f).name}</a>' for f in files if Path(f).exists()]
+    return f' · <span class="picture">{", ".join(links)}</span>' if links else ""
 
 
 def live(cell):
@@ -192,6 +215,7 @@ def stage():
     left_out = shutil.ignore_patterns("build.py", "pages.*", "*.ipynb", "published", "__*", ".*")
     shutil.copytree("book", SOURCE / "book", ignore=left_out)
     (SOURCE / "book/_static").rename(SOURCE / "_static")  # where style sheets are looked for
+    shutil.copytree("results", SOURCE / "_static/results")
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(name, SOURCE / name)
     (SOURCE / "notebooks").mkdir()

@@ -9,11 +9,10 @@ import nbformat
 import numpy as np
 import pandas as pd
 import yaml
-from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
 import unmask
-from unmask import plots, results, tables
+from unmask import results, tables
 from unmask.chains import RETRAININGS
 from unmask.findings import FINDINGS
 from unmask.verdicts import FAILS, HOLDS, MEASURED, Evidence, Tables, Verdicts, at_latest, captioned
@@ -268,21 +267,3 @@ def provenances(folder: Path = results.FOLDER) -> pd.DataFrame:
             rows.append((name, len(one["tables"]), seeds, hours, *(one[what] for what in told)))
     columns = ["published", "tables", "seeds", "core-hours", *told]
     return pd.DataFrame(rows, columns=columns)
-
-
-def growth(measured: dict) -> Figure:
-    """Time against what there is more of, both relative to the least: a panel for each of `growth`.
-    Dotted: in proportion."""
-    measured = measured["growth"]
-    figure, axes = plots.panels(len(measured), width=2.7, height=3, sharey=True)
-    for ax, (name, style) in zip(axes[0], plots.styles(measured).items()):
-        amounts, seconds = np.array(measured[name]).T
-        ax.plot(amounts, seconds / seconds[0], **style)
-        ax.plot(amounts, amounts / amounts[0], color="0.3", lw=1, ls=":")
-        ax.set(xscale="log", yscale="log", xlabel=name)
-        ax.set_title(f"{seconds[0]:.2g} s at {amounts[0]:,.0f}")
-        ax.set_xticks(amounts, [f"{amount:,.0f}" for amount in amounts])
-        plots.plain_log(ax.yaxis)
-        ax.minorticks_off()
-    axes[0, 0].set_ylabel("time, relative to the least")
-    return figure

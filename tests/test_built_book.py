@@ -86,6 +86,17 @@ def test_figures_of_notebooks_have_captions(page):
         assert caption.find("a", href=image["src"]), image
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("notebooks/0")])
+def test_figures_of_findings_lead_to_the_tables_they_are_drawn_from(page):
+    captions = parsed(html_file(page)).select("figcaption:has(a[href*='unmask.findings.'])")
+    assert captions
+    for caption in captions:
+        for link in (tables := caption.select("a[href$='.csv']")):
+            header = (html_file(page).parent / link["href"]).read_text().partition("\n")[0]
+            assert header.startswith("seed,")
+        assert tables, caption
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page[:12] in FINDINGS])
 def test_pages_of_findings_show_how_it_is_measured(page):
     code = parsed(html_file(page)).select(".cell_output .highlight-python pre")
