@@ -180,6 +180,9 @@ def test_the_chart_shows_the_numbers_of_the_tables():
     shown = rows.explode(["t", "error"]).set_index([*keys, "t"]).error.astype(float)
     known = tables["segments"].query("norms == 'interpolated'").set_index([*keys, "t"])
     assert (shown - 100 * known.test_error).abs().max() < 0.01 and len(shown) == len(known)
+    far = rows.explode(["other", "far"]).set_index([*keys, "other"]).far.astype(float)
+    known = tables["pairs"].set_index([*keys, "other"]).barrier
+    assert (far - 100 * known).abs().max() <= 0.05 + 1e-9 and len(far) == len(known)
     judged = connectivity.successive(tables, E).set_index(keys)
     for row in rows.set_index(keys).itertuples():
         pair = judged.loc[row.Index]

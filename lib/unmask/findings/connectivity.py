@@ -373,9 +373,8 @@ def along_segments(tables: Tables, e: Experiment) -> Figure:
     for ax, start in zip(axes[0], starts):
         for label, style, chain in by_step(segments[segments.level == start], e):
             mean_and_range(ax, chain, "t", "test_error", label=label, **style)
-        kept = plots.density_at(tables["levels"], start)
-        ax.set(title=f"from level {start} ({kept})")
-        ax.set(xlabel=f"position from level {start} to {start + 1}")
+        ax.set_title(f"from level {start} ({plots.density_at(tables['levels'], start)})")
+        ax.set_xlabel(f"position from level {start} to {start + 1}")
         plots.error_axis(ax)
     axes[0, 0].set_ylabel("test error (%)")
     plots.legend_above(figure, axes[0, 0])
@@ -390,25 +389,28 @@ class Chart(dict):
 
 
 def explorer(tables: Tables, e: Experiment) -> Chart:
-    """Any seed's chain from any rewind step, and the whole way from any of its levels to the next:
-    a Vega-Lite chart with controls, and for where there can be none a picture of how it begins.
+    """Any seed's chain from any rewind step, the whole way from any of its levels to the next, and
+    the barriers between any two: a Vega-Lite chart with controls, elsewhere a picture of how it
+    begins.
 
     Its data has a row for each pair of `successive`: seed, rewind_step, level, t and error (for
-    each point of the way), barrier, limit (the largest error that matches), words; in percent."""
+    each point of the way), barrier, limit (the largest error that matches), words, other and far
+    (for each later level the midpoint barrier to it); in percent."""
     import vl_convert
 
     ways = _interpolated(tables).assign(error=lambda rows: (PERCENT * rows.test_error).round(2))
     rows = ways.groupby(_KEYS)[["t", "error"]].agg(list)
-    rows = rows.join(successive(tables, e).set_index(_KEYS)).reset_index()
+    rows = rows.join(successive(tables, e).set_index(_KEYS)).reset_index("next_level")
+    later = tables["pairs"].assign(far=lambda table: (PERCENT * table.barrier).round(1))
+    rows = rows.join(later.groupby(_KEYS[:3])[["other", "far"]].agg(list)).reset_index()
     rows["words"] = [_in_words(row) for row in rows.itertuples()]
     rows["barrier"] = (PERCENT * rows.barrier).round(3)
     rows["limit"] = (PERCENT * (rows.seed.map(reference_errors(tables)) + e.epsilon)).round(3)
-    columns = [*_KEYS[:3], "t", "error", "barrier", "limit", "words"]
-
+    columns = [*_KEYS[:3], "t", "error", "barrier", "limit", "words", "other", "far"]
     spec = yaml.safe_load(Path(__file__).with_name("explorer.yml").read_text())
     spec["data"] = {"values": rows[columns].to_dict("records")}
-    least = float(ways.error[ways.error > 0].min())
-    spec["params"] = [{"name": "least", "value": least}, {"name": "last", "value": e.levels - 1}]
+    ends = {"least": float(ways.error[ways.error > 0].min()), "last": e.levels - 1}
+    spec["params"] = [{"name": name, "value": value} for name, value in ends.items()]
     # What can be chosen, and what is at first: a hill, half-way down a chain.
     choices = {"rewind_step": {"options": list(e.rewind_steps)}}
     choices |= {"seed": {"options": list(e.all_seeds)}, "level": {"max": e.levels - 1}}
@@ -458,8 +460,7 @@ def barrier_against_excess(tables: Tables, e: Experiment) -> Figure:
         for connected, end in ((True, "connected"), (False, "not connected")):
             at = (0.01 if matching else 0.99, 0.02 if connected else 1.01)
             side = dict(ha="left" if matching else "right", va="bottom", fontsize="small")
-            text = f"{words},\n{end}"
-            ax.annotate(text, at, xycoords="axes fraction", **side)
+            ax.annotate(f"{words},\n{end}", at, xycoords="axes fraction", **side)
     ax.set(xlim=(left, right), ylim=(bottom, top))
     ax.set_xlabel("test error above the dense network (percentage points)")
     ax.set_ylabel("barrier to the level before\n(percentage points)")
@@ -523,8 +524,7 @@ def there_or_found(tables: Tables, e: Experiment) -> Figure:
     """How often the next axial subspace meets the connected sublevel set of the level before, and
     how often training ends there, by rewind step: share of the probed levels, mean over seeds and
     its interval. Left: where the next level matches; right: where it does not."""
-    probed = there_and_found(tables, e)
-    probed = probed[~probed.lost]
+    probed = there_and_found(tables, e).query("not lost")
     curves = {
         "there": "a point of the set is there",
         PROJECTION: "the projection itself is one",
