@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -247,13 +248,18 @@ NOTEBOOK = "notebooks/01_winning_tickets.ipynb"
         (["run", "smoke", "--set", "preset=miniature"], "unknown field 'preset'"),
         (
             ["run", "smoke", "--set", "probe_levels=1,3"],
-            "probe_levels=[1, 3]: must be at most 2 each; the chain has levels",
+            "probe_levels=[1, 3]: must be below levels=3, as the next is measured, too: --set "
+            "probe_levels=1 fits",
         ),
         (
             ["run", "smoke", "--set", "limit_levels=9"],
-            "limit_levels=[9]: must be at most 2 each; the chain has levels 0 to 3",
+            "limit_levels=[9]: must be below levels=3, as the next is measured, too: --set "
+            "limit_levels=0 fits",
         ),
-        (["run", "smoke", "--set", "control_every=9"], "control_every=9: must be at most levels"),
+        (
+            ["run", "smoke", "--set", "control_every=9"],
+            "control_every=9: must be at most levels=3: --set control_every=3 fits",
+        ),
         (
             ["run", "smoke", "--set", "perturbation_lengths=0,1,-2"],
             "perturbation_lengths=[0.0, 1.0, -2.0]: must be incr",
@@ -329,3 +335,16 @@ PINNED = {
     "cifar100_resnet18": ("c64d218397", "cifar100-resnet18-3127a276ce"),
     "imagenet_resnet50": ("755b1937c9", "imagefolder-resnet50-5e6f7eca02"),
 }
+
+
+def test_what_does_not_fit_the_levels_is_said_at_once_with_what_fits():
+    def graph(*settings):
+        e = experiment("miniature", dict(map(parse_setting, settings)))
+        return tables.graph(e, tables.known_tables())
+
+    with pytest.raises(UnmaskError) as error:
+        graph("levels=1")
+    fits = re.findall(r"--set (\S+) fits", str(error.value))
+    named = [setting.partition("=")[0] for setting in fits]
+    assert sorted(named) == ["control_every", "limit_levels", "probe_levels"]
+    assert graph("levels=1", *fits)

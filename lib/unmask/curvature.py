@@ -54,10 +54,8 @@ class _Hessian:
             raise UnmaskError("the Hessian needs at least one sample and one surviving weight")
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.weights = {name: dict(self.network.named_parameters())[name] for name in mask}
-        self.alive = {
-            name: kept.flatten().nonzero().squeeze(1).to(split.x.device)
-            for name, kept in mask.items()
-        }
+        alive = {name: kept.flatten().nonzero().squeeze(1) for name, kept in mask.items()}
+        self.alive = {name: at.to(split.x.device) for name, at in alive.items()}
         self.sizes = [len(alive) for alive in self.alive.values()]
         x, y, *_ = split.as_inputs(len(split.y))
         self.split = Split(x.to(next(iter(self.weights.values())).dtype), y)

@@ -55,11 +55,8 @@ def export(lab: Lab, place: Place, folder: Path) -> Path:
     (ticket,) = lab.tickets([place])
     error = lab.evaluate(ticket.state).error
     preset = PRESETS[e.preset]
-    changes = {
-        field.name: getattr(e, field.name)
-        for field in dataclasses.fields(e)
-        if getattr(e, field.name) != getattr(preset, field.name)
-    }
+    names = [field.name for field in dataclasses.fields(e)]
+    changes = {n: getattr(e, n) for n in names if getattr(e, n) != getattr(preset, n)}
     about = {
         "data, network": f"{e.dataset}, {e.network}",
         "preset, changes": f"{e.preset}, {changes or 'none'}",

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from itertools import chain, groupby, product
+from itertools import groupby, product
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -90,8 +90,8 @@ class Table:
         """All parts of an experiment.
         Raises UnmaskError: the table is about levels that the experiment does not have."""
         if "control_every" in self.reads and not e.control_levels:
-            said = f"control_every={e.control_every}: must be at most levels ({e.levels})"
-            raise UnmaskError(said)
+            said = f"control_every={e.control_every}: must be at most levels={e.levels}"
+            raise UnmaskError(f"{said}: --set control_every={e.levels} fits")
         ranges = {"seed": e.all_seeds, "rewind_step": e.rewind_steps}
         cases = self.cases(e) if self.cases else product(*(ranges[key] for key in self.keys))
         return [Part(self.name, keys) for keys in cases]
@@ -257,10 +257,9 @@ def levels_below_the_last(e: Experiment, field: str) -> tuple[int, ...]:
     Raises UnmaskError: one of them has no next level."""
     levels = getattr(e, field)
     if levels[-1] >= e.levels:
-        raise UnmaskError(
-            f"{field}={list(levels)}: must be at most {e.levels - 1} each; the chain has levels 0 "
-            f"to {e.levels}, and what is measured needs a next one"
-        )
+        fit = ",".join(str(level) for level in levels if level < e.levels) or "0"
+        said = f"{field}={list(levels)}: must be below levels={e.levels}, as the next is measured"
+        raise UnmaskError(f"{said}, too: --set {field}={fit} fits")
     return levels
 
 
@@ -291,10 +290,16 @@ def graph(
 ) -> dict[Node, list[Node]]:
     """All that is to be computed for named tables or nodes, each with what it is made from.
 
-    What is `there` needs nothing, nor does what only it would need."""
-    parents: dict[Node, list[Node]] = {}
-    each = ([one] if isinstance(one, tuple) else TABLES[one].parts(e) for one in wanted)
-    waiting = list(chain.from_iterable(each))[::-1]
+    What is `there` needs nothing, nor does what only it would need.
+    Raises UnmaskError: tables are about levels that the experiment does not have."""
+    parents, waiting, said = {}, [], {}
+    for one in reversed(wanted):
+        try:
+            waiting += [one] if isinstance(one, tuple) else TABLES[one].parts(e)[::-1]
+        except UnmaskError as error:
+            said[str(error)] = one  # all that does not fit at once, each once
+    if said:
+        raise UnmaskError("; ".join(reversed(said)))
     seen = set()
     while waiting:
         node = waiting.pop()
