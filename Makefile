@@ -8,8 +8,8 @@
 # make help     this list
 
 # python3, or else the newest that fits
-FITS = -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+FITS = -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
     $$p $(FITS) && echo $$p && break; done)
 BROWSER ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 BIN = .venv/bin
@@ -60,7 +60,7 @@ help:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test "$(PYTHON)" && $(PYTHON) $(FITS) \
-	    || { echo "unmask: Python 3.10 to 3.13 is needed; name one with 'make PYTHON=python3.12 ...', or bring one: uv python install 3.13"; exit 1; } >&2
+	    || { echo "unmask: Python 3.10 to 3.14 is needed; name one with 'make PYTHON=python3.12 ...', or bring one: uv python install 3.13"; exit 1; } >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	    || { echo "unmask: $(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; } >&2
 	@echo "Installing into .venv: about $(if $(TORCH),2,6) GB, some minutes"

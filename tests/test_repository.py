@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "lib/unmask"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 
 def python(*arguments, cwd=ROOT, **variables):
