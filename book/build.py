@@ -216,8 +216,8 @@ def stage():
     shutil.copytree("book", SOURCE / "book", ignore=left_out)
     (SOURCE / "book/_static").rename(SOURCE / "_static")  # where style sheets are looked for
     shutil.copytree("results", SOURCE / "_static/results")
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(name, SOURCE / name)
+    for name in ("_config.yml", "_toc.yml", "lib/unmask/fields.toml"):
+        shutil.copy(name, SOURCE)
     (SOURCE / "notebooks").mkdir()
     (SOURCE / IMAGES).mkdir(exist_ok=True)
 

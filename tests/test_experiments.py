@@ -12,7 +12,7 @@ import unmask
 from unmask import tables
 from unmask.cli import main
 from unmask.errors import UnmaskError
-from unmask.experiments import PRESETS, Experiment, experiment, parse_setting
+from unmask.experiments import PRESETS, Experiment, experiment, meanings, parse_setting
 
 FIELDS = {field.name: field for field in dataclasses.fields(Experiment)}
 
@@ -348,3 +348,11 @@ def test_what_does_not_fit_the_levels_is_said_at_once_with_what_fits():
     named = [setting.partition("=")[0] for setting in fits]
     assert sorted(named) == ["control_every", "limit_levels", "probe_levels"]
     assert graph("levels=1", *fits)
+
+
+def test_every_setting_is_explained(capsys):
+    named = meanings()
+    assert list(named) == [field.name for field in dataclasses.fields(Experiment)]
+    assert main(["show", "smoke"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(meaning in shown for meaning in named.values())

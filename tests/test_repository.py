@@ -360,7 +360,7 @@ def test_only_computing_needs_torch(script, end):
 @pytest.mark.parametrize(
     "patterns, most",
     [
-        (["lib/unmask/*.py"], 5874),
+        (["lib/unmask/*.py"], 5873),
         (["lib/unmask/findings/*.py"], 3557),
         (["bench/*.py", "book/*.py"], 960),
     ],

@@ -4,15 +4,16 @@ answers at once."""
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
 from . import processes
 from .errors import UnmaskError
-from .experiments import PRESETS, Experiment, experiment, literal, parse_setting
+from .experiments import PRESETS, Experiment, experiment, literal, meanings, parse_setting
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,8 +148,11 @@ def _show(options) -> None:
     networks.check_size(chosen)
     network = networks.build(chosen)
     mask = pruning.dense_mask(network, chosen.never_pruned)
-    for field in dataclasses.fields(Experiment):
-        print(f"{field.name:<22}{_shown(getattr(chosen, field.name))}")
+    room = max(30, shutil.get_terminal_size().columns - 48)
+    for name, meaning in meanings().items():
+        said = textwrap.wrap(meaning, room, break_on_hyphens=False)
+        print(f"{name:<22}{_shown(getattr(chosen, name)):<25} {said[0]}")
+        print("".join(f"{'':<48}{line}\n" for line in said[1:]), end="")
     print()
     for name, kept in mask.items():
         print(f"{name:<40}{' x '.join(map(str, kept.shape)):>20}{kept.numel():>14,}")

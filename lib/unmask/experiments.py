@@ -142,15 +142,14 @@ def setting(rule: Rule, *, recipe: bool = False, before=dataclasses.MISSING):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All settings of one experiment. Make one with `experiment(preset, **changes)`.
+    """All settings of one experiment; `meanings` says what they mean. Make one with
+    `experiment(preset, **changes)`.
 
-    Errors and thresholds are shares (0.01 is one percentage point).
     Raises UnmaskError: fields have the wrong type or are outside what is allowed; all of them at
     once."""
 
     preset: str = setting(("", lambda v: True))
-    # data; `folder`: of "imagefolder", see `data.load`. Of a folder's images, samples are drawn
-    # by data_seed; of other data sets they are the first ones.
+    # data
     dataset: str = setting(_one_of_or_own(DATASETS, ""), recipe=True)
     train_samples: int = setting(_ALL, recipe=True)
     test_samples: int = setting(_ALL, recipe=True)
@@ -159,9 +158,7 @@ class Experiment:
     image_size: int = setting(_at_least(1, 4096), recipe=True, before=40)
     classes: int = setting(_at_least(2, 10**6), recipe=True, before=10)
     augmentation: str = setting(_AUGMENTATION, recipe=True, before="none")
-    # network and training; the learning rate falls by the schedule: in steps, multiplied by
-    # `lr_decay` at the shares `milestones` of all training steps, or smoothly to `lr * lr_decay` at
-    # the last of them; over the first `warmup` share of them it rises from 0
+    # network and training
     network: str = setting(_one_of_or_own(NETWORKS, _LIBRARIES), recipe=True)
     width: int = setting(_at_least(1, 100_000), recipe=True)
     steps: int = setting(_at_least(1), recipe=True)
@@ -173,42 +170,35 @@ class Experiment:
     milestones: tuple[float, ...] = setting(_STEPS, recipe=True)
     lr_decay: float = setting(("above 0 and at most 1", lambda v: 0 < v <= 1), recipe=True)
     warmup: float = setting(_BELOW_1, recipe=True, before=0.0)
-    # of training; everything is measured in float32
     precision: str = setting(_PRECISION, recipe=True, before="float32")
     device: str = setting(_DEVICE, recipe=True)
-    # iterative magnitude pruning; levels count from 1, 0 being dense
+    # iterative magnitude pruning
     rewind_steps: tuple[int, ...] = setting(_PLACES)
     levels: int = setting(_at_least(1, 1000))
     prune_fraction: float = setting(_SHARE, recipe=True)
-    # names of weights that stay, with * and ? for what varies
     never_pruned: tuple[str, ...] = setting(_NAMES, recipe=True, before=())
-    control_every: int = setting(_at_least(1))  # levels at which controls are trained
-    # perturbed pairs; lengths in units of the distance that pruning moves the rewind point
+    control_every: int = setting(_at_least(1))
+    # what is measured of it
     probe_levels: tuple[int, ...] = setting(_PLACES)
     perturbation_lengths: tuple[float, ...] = setting(_LENGTHS)
-    # how much can be pruned at once; curvature is that of the first so many training samples,
-    # and its estimates are made with so many Lanczos steps and with twice as many
     limit_levels: tuple[int, ...] = setting(_PLACES)
     prune_ratios: tuple[float, ...] = setting(_increasing("in (0, 1)", _SHARE[1]))
     curvature_samples: int = setting(_at_least(1))
     lanczos_probes: int = setting(_at_least(2, 1000))
     lanczos_steps: int = setting(_at_least(1, 10_000))
-    # replication: seeds are first_seed, first_seed + 1, ...
     seeds: int = setting(_at_least(1, 10_000))
     first_seed: int = setting(_at_least(0))
-    # measuring; train error and loss, and re-estimated batch-norm statistics, are those of at most
-    # so many training samples (0: of all)
     barrier_points: int = setting(_ODD)
     plane_points: int = setting(_ODD)
     train_measured: int = setting(_SOME, before=0)
-    # judging, fixed before results are looked at
-    epsilon: float = setting(_SHARE)  # matching: at most the dense error plus epsilon
-    lmc_threshold: float = setting(_SHARE)  # connected: a barrier below this
-    higher_sparsity: float = setting(_SHARE)  # "at higher sparsities": density at most this
-    ticket_density: float = setting(_SHARE)  # a winning ticket keeps at most this share
-    loss_height: float = setting(_FACTOR)  # of a sublevel set, in nats
-    limit_tolerance: float = setting(_SHARE)  # by which a predicted pruning ratio may miss
-    gap_refilled: float = setting(_SHARE)  # share of the weights before that fill a gap again
+    # how it is judged
+    epsilon: float = setting(_SHARE)
+    lmc_threshold: float = setting(_SHARE)
+    higher_sparsity: float = setting(_SHARE)
+    ticket_density: float = setting(_SHARE)
+    loss_height: float = setting(_FACTOR)
+    limit_tolerance: float = setting(_SHARE)
+    gap_refilled: float = setting(_SHARE)
 
     def __post_init__(self):
         problems = []
@@ -436,6 +426,11 @@ def _scalar(name: str, value, kind: type):
     if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise bad(name, value, "of type float and finite")
     return float(value)
+
+
+def meanings() -> dict[str, str]:
+    """What each field means, by name."""
+    return tomllib.loads(Path(__file__).with_name("fields.toml").read_text())
 
 
 def _read_presets() -> dict[str, Experiment]:
