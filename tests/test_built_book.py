@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
@@ -67,6 +68,16 @@ def test_links_within_the_book_resolve(page):
         if not target.is_file() or (within and not parsed(target).find(id=unquote(url.fragment))):
             broken.append(link["href"])
     assert not broken
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if source(page).endswith(".ipynb")])
+def test_executed_notebooks_show_their_verdicts_and_no_warning(page):
+    cells = nbformat.read(ROOT / f"build/src/{page}.ipynb", 4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    stderr = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert not any("Warning" in text for text in stderr), stderr
+    judged = not page.endswith(("06_error_landscape", "scale"))  # a picture decides nothing
+    assert judged == any('class="statistic"' in str(output.get("data")) for output in outputs)
 
 
 @every_page
