@@ -116,13 +116,12 @@ def without(mask: Mask, removed: Tensor | np.ndarray) -> Mask:
 
 def threshold(state: State, mask: Mask) -> float:
     """The smallest magnitude in `state` that `mask` keeps."""
-    return min(float(state[name][kept].abs().min()) for name, kept in mask.items() if kept.any())
+    return float(np.abs(surviving(state, mask)).min())
 
 
 def share_below(state: State, mask: Mask, limit: float) -> float:
     """Share of the mask's survivors whose magnitude in `state` is below `limit`."""
-    below = sum(int((state[name][kept].abs() < limit).sum()) for name, kept in mask.items())
-    return below / survivors(mask)
+    return float((np.abs(surviving(state, mask)) < limit).mean())
 
 
 def _prune_lowest(scores: Tensor, mask: Mask, keep: int) -> Mask:
