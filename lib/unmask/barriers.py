@@ -37,11 +37,8 @@ def interpolate(one: State, other: State, t: float) -> State:
     included. The ends are the two themselves, even where the other is not finite."""
     if t in (0, 1):
         return dict(other if t else one)
-    mixed = dict(one)  # a buffer of whole numbers has no middle
-    for name, start in one.items():
-        if start.is_floating_point():
-            mixed[name] = torch.lerp(start, other[name], t)
-    return mixed
+    # a buffer of whole numbers has no middle
+    return {n: torch.lerp(w, other[n], t) if w.is_floating_point() else w for n, w in one.items()}
 
 
 def grid(points: int) -> list[float]:
