@@ -51,8 +51,7 @@ def place(e: Experiment, kind: str, seed: int, rewind_step: int, level: int) -> 
     if kind not in KINDS:
         raise UnmaskError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
     if rewind_step not in e.rewind_steps:
-        said = f"rewind_step={rewind_step!r}: the experiment has {list(e.rewind_steps)}"
-        raise UnmaskError(said)
+        raise UnmaskError(f"rewind_step={rewind_step!r}: the experiment has {list(e.rewind_steps)}")
     if not 0 <= level <= e.levels:
         raise UnmaskError(f"level={level!r}: the experiment has levels 0 to {e.levels}")
     if level == 0:
