@@ -3,7 +3,6 @@ is asked for the class alone, where it is one of its own networks."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import safetensors.torch
@@ -53,16 +52,14 @@ def export(lab: Lab, place: Place, folder: Path) -> Path:
         said = f"is not in {lab.store.root} yet; `unmask run {e.preset}{more}` trains it, with all"
         raise UnmaskError(f"{place}: {said} other settings as here")
     (ticket,) = lab.tickets([place])
-    error = lab.evaluate(ticket.state).error
-    preset = PRESETS[e.preset]
-    names = [field.name for field in dataclasses.fields(e)]
-    changes = {n: getattr(e, n) for n in names if getattr(e, n) != getattr(preset, n)}
+    preset, ours = vars(PRESETS[e.preset]), vars(e)
+    changes = {name: value for name, value in ours.items() if value != preset[name]}
     about = {
         "data, network": f"{e.dataset}, {e.network}",
         "preset, changes": f"{e.preset}, {changes or 'none'}",
         "recipe": e.recipe,
         "weights left": f"{lab.survivors(level):,} of {lab.total:,} ({lab.density(level):.2%})",
-        "test error": f"{error:.2%}",
+        "test error": f"{lab.evaluate(ticket.state).error:.2%}",
         "trained by": f"unmask, commit {lab.store.provenance(lab.name(place) + TENSORS)['commit']}",
         "exported by": f"unmask, commit {commit()}",
     }
