@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import importlib.util
 import inspect
 import os
@@ -18,8 +17,6 @@ from pathlib import Path
 from types import ModuleType
 
 from .errors import UnmaskError
-
-LIBRARIES = ("torchvision", "timm")
 
 
 def is_own(name: str) -> bool:
@@ -52,7 +49,7 @@ def identity(name: str) -> list[str]:
     file imports does not count.
     Raises UnmaskError: there is no such file or module."""
     place, _, what = name.rpartition(":")
-    if place in LIBRARIES:
+    if place in ("torchvision", "timm"):
         return [place, what]
     return [what, hashlib.sha256(_source(place, os.getcwd())[1]).hexdigest()[:16]]
 
@@ -84,9 +81,8 @@ def find(name: str) -> Callable:
     place, _, what = name.rpartition(":")
     file, source = _source(place, os.getcwd())
     try:
-        module = (
-            _executed(file, source) if place.endswith(".py") else importlib.import_module(place)
-        )
+        is_file = place.endswith(".py")
+        module = _executed(file, source) if is_file else importlib.import_module(place)
     except Exception as error:  # whatever a user's file does
         raise UnmaskError(f"{name}: {file.name} cannot be imported: {one_line(error)}") from error
     function = getattr(module, what, None)
