@@ -68,13 +68,6 @@ class ImageNorm(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def conv_signal(inputs: int, outputs: int, kernel: int, stride: int, replicates: int) -> nn.Conv2d:
-    """Convolution along the signals of an image (1, replicates * channels, length, batch)."""
-    along = (kernel, 1), (stride, 1), (kernel // 2, 0)
-    channels = replicates * inputs, replicates * outputs
-    return nn.Conv2d(*channels, *along, groups=replicates, bias=False)
-
-
 def conv_image(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
     """Convolution of images (batch, channels, height, width)."""
     return nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False)
@@ -130,8 +123,10 @@ class ResNet1d(nn.Module):
         super().__init__()
         w = e.width
 
-        def conv(*shape):
-            return conv_signal(*shape, replicates)
+        def conv(inputs, outputs, kernel, stride):
+            along = (kernel, 1), (stride, 1), (kernel // 2, 0)
+            channels = replicates * inputs, replicates * outputs
+            return nn.Conv2d(*channels, *along, groups=replicates, bias=False)
 
         def norm(channels):
             return SignalNorm(replicates * channels)
@@ -241,9 +236,8 @@ def check_own(e: Experiment, network: nn.Module, x: Tensor) -> None:
     Raises UnmaskError: it does not take them, in training or in evaluation, or its output is not
     one logit for each class; a parameter is not finite, or belongs to two modules; or it does not
     initialise itself by torch's generator alone."""
-    shared = [name for name, _ in network.named_parameters(remove_duplicate=False)]
-    known = {name for name, _ in network.named_parameters()}
-    if tied := sorted(set(shared) - known):
+    every = dict(network.named_parameters(remove_duplicate=False))
+    if tied := sorted(every.keys() - dict(network.named_parameters()).keys()):
         said = f"{', '.join(tied)} is the same tensor as another; what is tied cannot be pruned"
         raise UnmaskError(f"network={e.network!r}: {said}")
     for name, tensor in network.state_dict().items():
@@ -351,7 +345,7 @@ def initial_state(experiment: Experiment, generator: torch.Generator) -> State:
 
     Kaiming-normal weights, batch-norm scale uniform in [0, 1], shifts and biases zero (as OpenLTH
     and the authors' closest public configuration do)."""
-    if own.is_own(experiment.network):  # as it initialises itself
+    if own.is_own(experiment.network):
         with torch.random.fork_rng():
             torch.manual_seed(generator.initial_seed())
             return state_of(build(experiment))
