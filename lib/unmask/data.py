@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +16,10 @@ import torch
 
 from . import networks, own, processes
 from .errors import UnmaskError
-from .experiments import DATASETS, Experiment
+from .experiments import Experiment
 from .store import TENSORS, Store, default_root, expanded
 
 PADDING = 4  # pixels around an image, from which a random crop is taken (He et al. 2016)
-# Mean and standard deviation of each channel, for images that are not all read beforehand
-# (those of ImageNet).
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # inputs and labels
 
@@ -72,7 +69,7 @@ class Split(NamedTuple):
         """The first `count` samples as a network takes them."""
         return Split(self.normalised(self.x[:count]), self.y[:count])
 
-    def read(self, batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def read(self, batches: Iterable[Batch]) -> Batches:
         """Inputs (batch, replicates * channels, ...) and labels (replicates * batch), augmented."""
         for samples, draws in batches:
             samples = samples.to(self.device)
@@ -120,8 +117,7 @@ def crop_and_flip(x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 def root() -> Path:
     """Where data sets are: `$UNMASK_DATA`, else a folder `unmask-data` beside the default store."""
-    chosen = os.environ.get("UNMASK_DATA") or default_root().parent / "unmask-data"
-    return expanded(chosen)
+    return expanded(os.environ.get("UNMASK_DATA") or default_root().parent / "unmask-data")
 
 
 def load(experiment: Experiment, store: Store) -> Data:
@@ -151,16 +147,19 @@ def load(experiment: Experiment, store: Store) -> Data:
 
 def _signals(e: Experiment, store: Store) -> Data:
     fields = "dataset", "train_samples", "test_samples", "data_seed"
-    name = f"data/{e.dataset}-{e.digest(*fields)}"
+    return Data(*_stored(store, f"data/{e.dataset}-{e.digest(*fields)}", lambda: _mnist1d(e)))
+
+
+def _stored(store: Store, name: str, make: Callable[[], Iterable[torch.Tensor]]) -> list[Split]:
+    """Both splits, from the store if they are there: or else made, inputs and labels for training,
+    then for test, and stored."""
+    names = "train.x", "train.y", "test.x", "test.y"
     tensors = store.tensors(name)
     if tensors is None:
-        tensors = _mnist1d(e.train_samples, e.test_samples, e.data_seed)
+        tensors = dict(zip(names, make()))
         store.put_tensors(name, tensors, wait=False)
-    return Data(*_splits(tensors))
-
-
-def _splits(tensors: dict[str, torch.Tensor]) -> list[Split]:
-    return [Split(tensors[f"{split}.x"], tensors[f"{split}.y"]) for split in ("train", "test")]
+    x, y, test_x, test_y = (tensors[name] for name in names)
+    return [Split(x, y), Split(test_x, test_y)]
 
 
 def _normalised(e: Experiment, train: Split, test: Split) -> Data:
@@ -181,26 +180,31 @@ def _counts(
     if e.classes != classes:
         problems.append(f"classes={e.classes}: {source} has {classes}")
     for name, there in (("train_samples", train), ("test_samples", test)):
-        if getattr(e, name) > there:
-            problems.append(f"{name}={getattr(e, name)}: {source} has {there}, and 'all' takes all")
+        if (asked := getattr(e, name)) > there:
+            problems.append(f"{name}={asked}: {source} has {there}, and 'all' takes all")
     least = min(e.train_samples or train, train)
     for name in ("batch_size", "curvature_samples"):
-        if getattr(e, name) > least:
-            problems.append(
-                f"{name}={getattr(e, name)}: must be at most {least}, the training samples"
-            )
+        if (asked := getattr(e, name)) > least:
+            problems.append(f"{name}={asked}: must be at most {least}, the training samples")
     if problems:
         raise UnmaskError("; ".join(problems))
     return e.train_samples or train, e.test_samples or test
 
 
-def _mnist1d(train: int, test: int, seed: int) -> dict[str, torch.Tensor]:
+def _taken(e: Experiment, train: Split, test: Split) -> tuple[Split, Split]:
+    """As many samples of both as the experiment asks for."""
+    classes = 1 + int(max(train.y.max(), test.y.max()))
+    counts = _counts(e, len(train.y), len(test.y), classes)
+    return train.take(counts[0]), test.take(counts[1])
+
+
+def _mnist1d(e: Experiment) -> list[torch.Tensor]:
     """MNIST-1D (Greydanus & Kobak, arXiv:2011.14439) from its own package: 40 points a sample."""
     import numpy as np
     from mnist1d.data import get_dataset_args, make_dataset
 
     settings = get_dataset_args()
-    settings.num_samples, settings.seed = train + test, seed
+    settings.num_samples, settings.seed = e.train_samples + e.test_samples, e.data_seed
     # make_dataset seeds the global generators: put them back as they were found
     states = random.getstate(), np.random.get_state()
     try:
@@ -211,15 +215,14 @@ def _mnist1d(train: int, test: int, seed: int) -> dict[str, torch.Tensor]:
     # split here, not by the package's train_split, which is a rounded share
     x = torch.from_numpy(np.concatenate([made["x"], made["x_test"]])).float().unsqueeze(1)
     y = torch.from_numpy(np.concatenate([made["y"], made["y_test"]])).long()
-    parts = {"train": slice(train), "test": slice(train, None)}
-    tensors = {f"{split}.x": x[part].clone() for split, part in parts.items()}
-    return tensors | {f"{split}.y": y[part].clone() for split, part in parts.items()}
+    train = e.train_samples
+    return [part.clone() for part in (x[:train], y[:train], x[train:], y[train:])]
 
 
 def _torchvision(e: Experiment) -> Data:
     import torchvision
 
-    known, splits = DATASETS[e.dataset], []
+    known, splits = e.known_dataset, []
     for train in (True, False):
         try:
             kind = getattr(torchvision.datasets, known.torchvision)
@@ -235,9 +238,7 @@ def _torchvision(e: Experiment) -> Data:
         x = torch.as_tensor(found.data)
         x = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
         splits.append(Split(x, torch.as_tensor(found.targets)))
-    train, test = splits
-    counts = _counts(e, len(train.y), len(test.y), int(train.y.max()) + 1)
-    return _normalised(e, train.take(counts[0]), test.take(counts[1]))
+    return _normalised(e, *_taken(e, *splits))
 
 
 # What a user's function returns
@@ -245,15 +246,13 @@ def _torchvision(e: Experiment) -> Data:
 
 def _own(e: Experiment, store: Store) -> Data:
     """A function's, which is called twice: what differs is not data that processes can share."""
-    train, test = splits = _returned(e)
+    splits = _returned(e)
     for one, other in zip(splits, _returned(e)):
         if not (torch.equal(one.x, other.x) and torch.equal(one.y, other.y)):
             said = "returns other data when called again; seed what it draws"
             raise UnmaskError(f"dataset={e.dataset!r}: {said}")
-    classes = 1 + int(max(train.y.max(), test.y.max()))
-    counts = _counts(e, len(train.y), len(test.y), classes)
-    train, test = train.take(counts[0]), test.take(counts[1])
-    _refuse_other_images(e, store, _sha256(*(t.numpy().tobytes() for t in (*train[:2], *test[:2]))))
+    train, test = _taken(e, *splits)
+    _refuse_other_images(e, store, _sha256(*train[:2], *test[:2]))
     if train.x.dtype == torch.uint8:
         return _normalised(e, train, test)
     if e.augmentation != "none":
@@ -335,20 +334,16 @@ def _folder(e: Experiment, store: Store) -> Data:
     if (others := train.others + test.others) and f"{e.recipe}/fingerprint{TENSORS}" not in store:
         said = "are not FOLDER/train/CLASS/IMAGE with the ending of an image that torchvision reads"
         print(f"unmask: folder={e.folder!r}: {others} files {said}: passed over", file=sys.stderr)
-    if e.streamed:
-        _refuse_other_images(e, store, train.fingerprint + test.fingerprint)
-        return Data(*(Stream(tree.paths, tree.labels, e.image_size) for tree in (train, test)))
     fingerprint = train.fingerprint + test.fingerprint
+    if e.streamed:
+        _refuse_other_images(e, store, fingerprint)
+        return Data(*(Stream(tree.paths, tree.labels, e.image_size) for tree in (train, test)))
     name = f"data/images-{e.digest('folder', 'image_size')}-{fingerprint}"
-    tensors = store.tensors(name)
-    if tensors is None:
-        tensors = {"train.y": train.labels, "test.y": test.labels}
-        for split, tree in (("train", train), ("test", test)):
-            tensors[f"{split}.x"] = _decoded(tree.paths, e.image_size)
-        store.put_tensors(name, tensors, wait=False)
-    pixels = (tensors[part].numpy().tobytes() for part in sorted(tensors))
-    _refuse_other_images(e, store, _sha256(*pixels))
-    return _normalised(e, *_splits(tensors))
+    size = e.image_size
+    splits = _stored(store, name, lambda: [*_decoded(train, size), *_decoded(test, size)])
+    # in order of their names in the store, test before training
+    _refuse_other_images(e, store, _sha256(*splits[1][:2], *splits[0][:2]))
+    return _normalised(e, *splits)
 
 
 def _tree(path: Path, dated: bool) -> _Tree:
@@ -404,10 +399,9 @@ def _drawn(e: Experiment, tree: _Tree, count: int) -> _Tree:
     if left_out := set(range(len(tree.classes))) - set(labels.tolist()):
         said = f"{count} of {len(tree.paths)} images have none of {tree.classes[min(left_out)]!r}"
         raise UnmaskError(f"folder={e.folder!r}: {said}; take more, or all of them (0)")
+    paths = [tree.paths[i] for i in order]
     fingerprint = _sha256(f"{tree.fingerprint} {e.data_seed} {count}".encode())
-    return tree._replace(
-        paths=[tree.paths[i] for i in order], labels=labels, fingerprint=fingerprint
-    )
+    return tree._replace(paths=paths, labels=labels, fingerprint=fingerprint)
 
 
 def _refuse_other_images(e: Experiment, store: Store, fingerprint: str) -> None:
@@ -429,10 +423,10 @@ def _refuse_other_images(e: Experiment, store: Store, fingerprint: str) -> None:
     store.put_tensors(name, {"fingerprint": seen}, wait=False)
 
 
-def _sha256(*parts: bytes) -> str:
+def _sha256(*parts: bytes | torch.Tensor) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part)
+        digest.update(part.numpy().tobytes() if torch.is_tensor(part) else part)
     return digest.hexdigest()[:10]
 
 
@@ -462,19 +456,20 @@ def _other_size(path: str, size: int, image=None) -> str:
     )
 
 
-def _decoded(paths: Sequence[str], size: int) -> torch.Tensor:
-    """uint8 images, (samples, 3, size, size)."""
+def _decoded(tree: _Tree, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 images, (samples, 3, size, size), and their labels."""
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    for into, path in zip(images, paths):
+    images = torch.empty(len(tree.paths), 3, size, size, dtype=torch.uint8)
+    for into, path in zip(images, tree.paths):
         image = _open(path)
         if problem := _other_size(path, size, image):
             raise UnmaskError(problem)
         into.copy_(pil_to_tensor(image))
-    return images
+    return images, tree.labels
 
 
+@dataclasses.dataclass(eq=False)
 class Stream:
     """Images too many for memory, decoded as they are needed by torchvision's transforms; on a GPU,
     by a DataLoader's workers.
@@ -483,14 +478,13 @@ class Stream:
     and mirrored or not; otherwise the middle, of an image scaled to 8/7 of `size`, is taken. The
     usual transforms for ImageNet."""
 
-    def __init__(
-        self, paths: list[str], labels: torch.Tensor, size: int, device: torch.device | None = None
-    ):
-        self.paths, self.y, self.size = paths, labels, size
-        self.device = device or torch.device("cpu")
+    paths: list[str]
+    y: torch.Tensor
+    size: int
+    device: torch.device = torch.device("cpu")
 
     def to(self, device: torch.device) -> Stream:
-        return Stream(self.paths, self.y, self.size, device)
+        return dataclasses.replace(self, device=device)
 
     def chunks(self, size: int, first: int = 0, step: int = 1) -> Batches:
         every = torch.arange(first, len(self.y), step)
@@ -498,14 +492,14 @@ class Stream:
 
     def take(self, count: int) -> Stream:
         """As `Split.take`."""
-        return Stream(self.paths[:count], self.y[:count], self.size, self.device)
+        return dataclasses.replace(self, paths=self.paths[:count], y=self.y[:count])
 
     def as_inputs(self, count: int) -> Split:
         """As `Split.as_inputs`."""
         parts = list(self._load([range(count)]))
         return Split(*(torch.cat(part) for part in zip(*parts)))
 
-    def read(self, batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def read(self, batches: Iterable[Batch]) -> Batches:
         """As `Split.read`, of one replicate (see `train.replicates_at_once`)."""
         return self._load(list(zip(x[0].tolist(), draws[0].tolist())) for x, draws in batches)
 
@@ -524,12 +518,14 @@ class Stream:
         from torchvision.transforms import v2
 
         scaled = v2.ToDtype(torch.float32, scale=True)
-        finish = [v2.ToImage(), scaled, v2.Normalize(_MEAN, _STD)]
+        # ImageNet's mean and standard deviation, as these images are not all read beforehand
+        normalised = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        finish = [v2.ToImage(), scaled, normalised]
         middle = [v2.Resize(round(self.size * 8 / 7)), v2.CenterCrop(self.size)]
         moved = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()]
         return v2.Compose(middle + finish), v2.Compose(moved + finish)
 
-    def _load(self, batches: Iterable[list]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _load(self, batches: Iterable[list]) -> Batches:
         from torch.utils.data import DataLoader
 
         workers = 0 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
