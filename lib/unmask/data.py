@@ -229,11 +229,10 @@ def _torchvision(e: Experiment) -> Data:
             found = kind(root(), train=train, download=True)
         except (RuntimeError, OSError, EOFError, ValueError, AssertionError) as error:
             # torchvision raises all of these
-            said = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UnmaskError(
-                f"dataset={e.dataset!r}: not found whole and not downloaded ({said}); without a "
-                f"network, put torchvision's files into {root() / known.files}, or set UNMASK_DATA "
-                f"to the folder that has {known.files}"
+                f"dataset={e.dataset!r}: not found whole and not downloaded "
+                f"({own.one_line(error)}); without a network, put torchvision's files into "
+                f"{root() / known.files}, or set UNMASK_DATA to the folder that has {known.files}"
             ) from error
         x = torch.as_tensor(found.data)
         x = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
@@ -441,8 +440,7 @@ def _open(path: str):
                 raise ValueError(f"more than 8 bits a pixel, mode {image.mode}")
             return image.convert("RGB")
     except Exception as error:  # Pillow raises almost anything for a damaged file
-        said = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise UnmaskError(f"image {path}: cannot be read ({said})") from error
+        raise UnmaskError(f"image {path}: cannot be read ({own.one_line(error)})") from error
 
 
 def _other_size(path: str, size: int, image=None) -> str:
