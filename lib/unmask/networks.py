@@ -117,8 +117,6 @@ class ResNet1d(nn.Module):
     height k and width 1 compute what `nn.Conv1d` would, on rows of contiguous samples that keep a
     CPU busy where rows of 40 points do not."""
 
-    native = True  # see `kernels`
-
     def __init__(self, e: Experiment, replicates: int, stem_kernel: int, stem_stride: int):
         super().__init__()
         w = e.width
@@ -198,11 +196,10 @@ def build(experiment: Experiment, replicates: int = 1) -> nn.Module:
     """The experiment's network, with weights still to be loaded.
     Raises UnmaskError: several replicates, and not of a network for signals; or a user's cannot be
     made."""
-    network, grouped = experiment.known_network, {}
-    if network.signals:
-        grouped = {"replicates": replicates}
-    elif replicates > 1:
+    network = experiment.known_network
+    if replicates > 1 and not network.signals:
         raise UnmaskError(f"network={experiment.network!r}: is trained one at a time")
+    grouped = {"replicates": replicates} if network.signals else {}
     return globals()[network.family](experiment, **grouped, **network.arguments)
 
 
@@ -291,7 +288,7 @@ def kernels(network: nn.Module, precision: str = "float32"):
         mha = torch.backends.mha
         stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
         mha.set_fastpath_enabled(False)
-        if getattr(network, "native", False):
+        if isinstance(network, ResNet1d):
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         if torch.cuda.is_available():
             tf32, matmul = precision == "tf32", torch.backends.cuda.matmul
