@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -76,18 +74,28 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     The notebook's own messages, such as progress lines, are passed on to stderr.
     Raises UnmaskError: a cell failed, the kernel died, or the target cannot be written."""
     import papermill
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
     from nbclient.exceptions import DeadKernelError
+    from traitlets import default
     from traitlets.config import Config
+
+    class ThisPython(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _none_but_the_interpreter_that_runs_this(self):
+            # in a folder, a user's own specification of what is called python3 would go first
+            return KernelSpecManager(kernel_dirs=[])
 
     partial = target.with_name(f".{target.name}.partial.ipynb")
     try:
-        with reaching("output", target), _this_python() as folder:
+        with reaching("output", target), tempfile.TemporaryDirectory() as folder:
             target.parent.mkdir(parents=True, exist_ok=True)
             papermill.execute_notebook(
                 str(notebook),
                 str(partial),
                 parameters,
                 kernel_name="python3",
+                kernel_manager_class=ThisPython,
                 progress_bar=False,
                 stderr_file=sys.stderr,
                 # a TCP port that is free now may be taken when the kernel comes to bind it
@@ -109,24 +117,3 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _this_python():
-    """Inside, the kernel `python3` is the interpreter that runs this, whatever else has the name:
-    a user's own specification of it would go first. Yields a folder that is there as long."""
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder, "kernels/python3/kernel.json")
-        spec.parent.mkdir(parents=True)
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        about = {"argv": argv, "display_name": "Python 3", "language": "python"}
-        spec.write_text(json.dumps(about))
-        before = os.environ.get("JUPYTER_PATH")
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
-        try:
-            yield folder
-        finally:
-            if before is None:
-                del os.environ["JUPYTER_PATH"]
-            else:
-                os.environ["JUPYTER_PATH"] = before
