@@ -24,7 +24,7 @@ from .experiments import Experiment
 from .networks import State
 from .pruning import Mask
 from .store import Store
-from .train import Performance, Start, Trained, evaluate, generator, is_finite, learning_rate
+from .train import Performance, Start, evaluate, generator, is_finite, learning_rate
 from .train import resolve_device, single_thread, train_all
 
 # Shares of a retraining at which to look at its weights: densely at first, where most happens.
@@ -108,7 +108,9 @@ class Lab:
         name = self._rewind_name(seed, step)
         stored = self.store.tensors(name, self._is_state)
         if stored is None:
-            stored = self._train_dense([seed], [step])[0].states[step]
+            dense, e = self.start(chains.dense(seed)), self.experiment
+            (trained,) = train_all(e, self.data.train, [dense], 0, [step], store=self.store)
+            stored = trained.states[step]
             self.store.put_tensors(name, stored)
         return stored
 
@@ -125,10 +127,7 @@ class Lab:
         """The trained networks at places; those not in the store are trained, side by side where
         they can be."""
         found = {place: self._read(place) for place in places}
-        missing = [place for place, ticket in found.items() if ticket is None]
-        if seeds := sorted({place.seed for place in missing if place.level == 0}):
-            self._store_dense(seeds)
-        self._store_sparse([place for place in missing if place.level > 0])
+        self._train([place for place, ticket in found.items() if ticket is None])
         return [found[place] or self._read(place) for place in places]
 
     def trained(self, starts: Sequence[Start], step: int, fine_tune: bool = False) -> list[State]:
@@ -160,23 +159,19 @@ class Lab:
         return Ticket(state, mask, dict(zip(*(numbers.tolist() for numbers in course))))
 
     @functools.cached_property
-    def _shapes(self) -> dict:
-        """Shape and kind of every tensor of a state."""
-        return {name: (t.shape, t.dtype) for name, t in networks.state_of(self.network).items()}
+    def _state_kinds(self) -> dict:
+        """Shape and type of every tensor of a state."""
+        return _kinds(networks.state_of(self.network))
 
     def _is_state(self, stored: dict) -> bool:
-        """Is it a state of this network? (Its weights need not be finite: see `_store_sparse`.)"""
-        return {n: (t.shape, t.dtype) for n, t in stored.items()} == self._shapes
+        """Is it a state of this network? (Its weights need not be finite: see `_train`.)"""
+        return _kinds(stored) == self._state_kinds
 
     def _is_ticket(self, stored: dict) -> bool:
         """The same, with a mask, and perhaps a course."""
-        mask = {name: stored.get(f"mask:{name}") for name in self.dense_mask}
-        fits = (
-            kept is not None and kept.dtype == torch.bool and kept.shape == self._shapes[name][0]
-            for name, kept in mask.items()
-        )
-        state = {name: tensor for name, tensor in stored.items() if ":" not in name}
-        return all(fits) and self._is_state(state)
+        masks = _kinds(Ticket({}, self.dense_mask).tensors())
+        found = {name: t for name, t in stored.items() if not name.startswith("course:")}
+        return _kinds(found) == self._state_kinds | masks
 
     def _put(self, place: Place, ticket: Ticket, seconds: float) -> None:
         tensors = ticket.tensors()
@@ -186,63 +181,46 @@ class Lab:
             tensors["course:below"] = torch.tensor(below, dtype=torch.float64)
         self.store.put_tensors(self.name(place), tensors, seconds)
 
-    def _train_dense(self, seeds: Sequence[int], snapshots: Sequence[int]) -> list[Trained]:
-        starts = [Start(self.initial(seed), self.dense_mask, (seed, "order", 0)) for seed in seeds]
-        split = self.data.train
-        return train_all(self.experiment, split, starts, snapshots=snapshots, store=self.store)
-
-    def _store_dense(self, seeds: Sequence[int]) -> None:
-        """Train dense runs to the end, and keep the experiment's rewind points on the way."""
-        began, e = time.perf_counter(), self.experiment
-        trained = self._train_dense(seeds, [*e.rewind_steps, e.steps])
-        seconds = (time.perf_counter() - began) / len(seeds)
-        diverged = []
-        for seed, (states, _) in zip(seeds, trained):
-            if not is_finite(states[e.steps]):
-                diverged.append(chains.dense(seed))
-                continue
-            for step in e.rewind_steps:
-                self.store.put_tensors(self._rewind_name(seed, step), states[step])
-            self._put(chains.dense(seed), Ticket(states[e.steps], self.dense_mask), seconds)
-        self.store.finish()
-        self._refuse(diverged, e.lr)
-
-    def _store_sparse(self, places: Sequence[Place]) -> None:
-        """Train the networks at `places`, side by side where steps and learning rates are alike."""
+    def _train(self, places: Sequence[Place]) -> None:
+        """Train the networks at `places`, dense ones first, side by side where steps and learning
+        rates are alike."""
         e, alike = self.experiment, defaultdict(list)
-        for place in places:
+        for place in sorted(places, key=lambda place: place.level > 0):
             # fine-tuning keeps the schedule's last learning rate
             lr = learning_rate(e, e.steps - 1) if place.kind == "fine-tuned" else None
-            alike[place.first_step(), lr, place.kind in CHAINS].append(place)
-        for (step, lr, watched), group in alike.items():
+            alike[place.level == 0, place.first_step(), lr, place.kind in CHAINS].append(place)
+        for (dense, step, lr, in_chains), group in alike.items():
             starts = [self.start(place) for place in group]  # may train what they start from
             began = time.perf_counter()
-            looks = [step + round(share * (e.steps - step)) for share in _LOOKS]
-            options = dict(observe=_below, observed_at=looks) if watched else {}
-            split = self.data.train
-            trained = train_all(e, split, starts, step, lr=lr, store=self.store, **options)
+            # on the way: of a dense run the rewind points, of a chain its course
+            kept = e.rewind_steps if dense else ()
+            watched = _LOOKS if in_chains and not dense else ()
+            looks = [step + round(share * (e.steps - step)) for share in watched]
+            options = dict(lr=lr, store=self.store, observe=_below, observed_at=looks)
+            trained = train_all(e, self.data.train, starts, step, [*kept, e.steps], **options)
             seconds = (time.perf_counter() - began) / len(group)
             diverged = []
             for place, start, (states, course) in zip(group, starts, trained):
                 # A control that diverges is a result, and errs as by chance; from a chain's
                 # network others would have to be made.
-                if place.kind in CHAINS and not is_finite(states[e.steps]):
+                if in_chains and not is_finite(states[e.steps]):
                     diverged.append(place)
-                else:
-                    self._put(place, Ticket(states[e.steps], start.mask, course), seconds)
+                    continue
+                for at in kept:
+                    self.store.put_tensors(self._rewind_name(place.seed, at), states[at])
+                self._put(place, Ticket(states[e.steps], start.mask, course), seconds)
             self.store.finish()
-            self._refuse(diverged, e.lr if lr is None else lr)
-
-    def _refuse(self, diverged: Sequence[Place], lr: float) -> None:
-        if diverged:
-            names = "; ".join(map(str, diverged))
-            said = f"weights are not finite after step {self.experiment.steps} with lr={lr}"
-            raise Degenerate(f"training diverged: {said} ({names})")
+            if diverged:
+                rate, names = e.lr if lr is None else lr, "; ".join(map(str, diverged))
+                said = f"weights are not finite after step {e.steps} with lr={rate}"
+                raise Degenerate(f"training diverged: {said} ({names})")
 
     def start(self, place: Place) -> Start:
-        """Where the training of a sparse network (level 1 or more) starts from."""
+        """Where the training of a network starts from."""
         kind, seed, rewind_step, level = place
         keep, order = self.survivors(level), (seed, "order", level)
+        if level == 0:
+            return Start(self.initial(seed), self.dense_mask, order)
         if kind in CHAINS:
             # Train: what the level before ended in.
             solution, mask, _ = self.ticket(kind, seed, rewind_step, level - 1)
@@ -250,8 +228,7 @@ class Lab:
             mask = pruning.prune_magnitude(solution, mask, keep)
             threshold = pruning.threshold(solution, mask)
             # Rewind: the others go back to the rewind step, or on from where they are.
-            rewinds = kind not in RETRAININGS
-            state = self.rewind_point(seed, rewind_step) if rewinds else solution
+            state = solution if kind in RETRAININGS else self.rewind_point(seed, rewind_step)
             return Start(state, mask, order, threshold)
         if kind == "random":
             mask = pruning.prune_random(self.dense_mask, keep, generator(seed, "random mask"))
@@ -270,3 +247,7 @@ class Lab:
 
 def _below(start: Start, state: State) -> float:
     return pruning.share_below(state, start.mask, start.threshold)
+
+
+def _kinds(tensors: dict) -> dict:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
