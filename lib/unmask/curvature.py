@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 _VECTORS, _SAMPLES, _VALUES = 8, 500, 500_000
 
 
-class _Hessian:
+class _Hessian(LinearOperator):
     """Products with the Hessian by forward over reverse differentiation: `H u = d/dt grad L(w + t
     u)`.
 
@@ -59,6 +59,14 @@ class _Hessian:
         self.sizes = [len(alive) for alive in self.alive.values()]
         x, y, *_ = split.as_inputs(len(split.y))
         self.split = Split(x.to(next(iter(self.weights.values())).dtype), y)
+        super().__init__(np.float64, (sum(self.sizes),) * 2)
+
+    def _matmat(self, vectors: np.ndarray) -> np.ndarray:
+        layers, ends, products = list(self.weights), np.cumsum(self.sizes)[:-1], []
+        for chunk in np.split(vectors, range(_VECTORS, vectors.shape[1], _VECTORS), axis=1):
+            by_layer = dict(zip(layers, np.split(chunk, ends)))
+            products.append(self.product(by_layer, layers))
+        return np.hstack(products)
 
     def product(self, directions: dict[str, np.ndarray], wanted: list[str]) -> np.ndarray:
         """The rows of `H U` that belong to the layers `wanted`, (survivors in these layers, k).
@@ -80,9 +88,9 @@ class _Hessian:
                 one = functools.partial(self._one, still, start, x, y)
                 try:
                     rows = vmap(one)(tangents)
-                except (NotImplementedError, RuntimeError) as error:
-                    if isinstance(error, torch.OutOfMemoryError):
-                        raise
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:
                     said = str(error).partition(". ")[0]
                     raise Degenerate(f"no curvature of this network by torch: {said}") from None
                 rows = [rows[name].flatten(1)[:, self.alive[name]] for name in wanted]
@@ -128,20 +136,7 @@ def hessian_operator(
     vectors at once are faster.
     Raises UnmaskError: the network is in training mode, the mask does not fit it, or there are no
     survivors or samples. A product raises Degenerate: torch cannot differentiate it twice."""
-    hessian, layers = _MATRICES[matrix](network, mask, split), list(mask)
-    size, ends = sum(hessian.sizes), np.cumsum(hessian.sizes)[:-1]
-
-    def matmat(vectors: np.ndarray) -> np.ndarray:
-        products, vectors = [], np.asarray(vectors, np.float64)
-        for chunk in np.split(vectors, range(_VECTORS, vectors.shape[1], _VECTORS), axis=1):
-            by_layer = dict(zip(layers, np.split(chunk, ends)))
-            products.append(hessian.product(by_layer, layers))
-        return np.hstack(products)
-
-    def matvec(vector: np.ndarray) -> np.ndarray:
-        return matmat(vector.reshape(-1, 1))[:, 0]
-
-    return LinearOperator((size, size), matvec=matvec, matmat=matmat, dtype=float)
+    return _MATRICES[matrix](network, mask, split)
 
 
 def exact_hessian(
@@ -151,7 +146,7 @@ def exact_hessian(
     Memory: 8 D^2 bytes.
     Raises UnmaskError: as `hessian_operator`."""
     hessian, layers = _MATRICES[matrix](network, mask, split), list(mask)
-    whole, start = np.empty((sum(hessian.sizes),) * 2), 0
+    whole, start = np.empty(hessian.shape), 0
     for index, (layer, size) in enumerate(zip(layers, hessian.sizes)):
         # Rows along unit vectors of this layer. Those of the layers before are known by symmetry,
         # so what lies below this layer is not differentiated again.
@@ -242,9 +237,8 @@ def lanczos(operator: LinearOperator, start: np.ndarray, stops: Sequence[int]) -
             scipy.linalg.eigh_tridiagonal(d[:stop], b[: min(stop, steps) - 1])
             for d, b in zip(diagonal, beside)
         ]
-        values = np.array([values for values, _ in rows])
-        shares = np.array([vectors[0] ** 2 for _, vectors in rows])
-        spectra.append(Spectrum(values, size * shares))
+        values, vectors = (np.array(each) for each in zip(*rows))
+        spectra.append(Spectrum(values, size * vectors[:, 0] ** 2))
     return spectra
 
 
