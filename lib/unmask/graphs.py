@@ -53,14 +53,12 @@ class Graph(Loop):
     graph = None
 
     def __call__(self, x: Tensor, y: Tensor, rate: float) -> None:
-        first = self.x is None
-        if first:
-            self.x, self.y, self.rate = x.clone(), y.clone(), torch.zeros((), device=x.device)
+        if self.x is None:
+            self.x, self.y, self.rate = x.clone(), y.clone(), torch.tensor(rate, device=x.device)
+            self._record()
         self.x.copy_(x)
         self.y.copy_(y)
         self.rate.fill_(rate)
-        if first:
-            self._record()
         if self.graph is None:
             self.loop()
         else:
