@@ -104,7 +104,12 @@ def train(
 
     orders = [replicate.order for replicate in replicates]
     kernels = networks.kernels(runs[0].network, e.precision)
-    with kernels, single_thread(), _random(split.device, noisy), _current(split.device):
+    # Streams and graphs are those of the current device; a user's network draws from the global
+    # generators, which stay as they were.
+    current = torch.cuda.device_of(runs[0].weights)
+    drawn_from = [split.device] if split.device.type == "cuda" else []
+    random = torch.random.fork_rng(drawn_from, enabled=noisy)
+    with kernels, single_thread(), random, current:
         advance = graphs.Graph(e, runs) if recorded else graphs.Loop(e, runs)
         for step, (x, y) in enumerate(batches(e, split, orders, begin, snapshots[-1]), begin):
             if noisy:  # a pure function of order and step, as the batch is
@@ -168,16 +173,6 @@ class Run:
 def _gradient(parameter: nn.Parameter) -> Tensor:
     """Zero where the loss does not depend on it."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _random(device: torch.device, noisy: bool):
-    """Leaves the global generators, which a user's network draws from, as they were."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=noisy)
-
-
-def _current(device: torch.device):
-    """Streams and graphs are those of the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def is_finite(state: State) -> bool:
