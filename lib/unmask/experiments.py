@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import math
@@ -19,7 +18,6 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from . import own
@@ -259,13 +257,13 @@ class Experiment:
     def id(self) -> str:
         """Identity of the whole experiment: 10 hexadecimal digits over all but the preset's
         name."""
-        return self.digest(*(name for name in _fields() if name != "preset"))
+        return self.digest(*(name for name in _FIELDS if name != "preset"))
 
     @property
     def recipe(self) -> str:
         """Readable identity of what one training computes; the first folder of all that is
         stored."""
-        names = [name for name, field in _fields().items() if field.metadata["recipe"]]
+        names = [name for name, field in _FIELDS.items() if field.metadata["recipe"]]
         words = f"{Path(self.dataset).name}-{Path(self.network).name}"
         words = re.sub(r"[^a-zA-Z0-9.]+", "-", words).strip("-.")
         return f"{words[-80:]}-{self.digest(*names)}"
@@ -275,7 +273,7 @@ class Experiment:
         values = {"version": RECIPE_VERSION}
         for name in names:
             value = getattr(self, name)
-            if value != _fields()[name].default:  # see `setting`
+            if value != _FIELDS[name].default:  # see `setting`
                 is_own = name in ("dataset", "network") and own.is_own(value)
                 values[name] = own.identity(value) if is_own else value
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
@@ -283,7 +281,7 @@ class Experiment:
     def but(self, **changes) -> Experiment:
         """The same experiment with some fields changed, under a new identity.
         Raises UnmaskError: a name is not a field, or a value is not allowed."""
-        known = [name for name in _fields() if name != "preset"]
+        known = [name for name in _FIELDS if name != "preset"]
         for name in changes:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
@@ -318,8 +316,7 @@ class Experiment:
     def evaluated(self) -> tuple[int, int]:
         """Test and training samples a network is measured on, to tell what that costs; where the
         experiment takes all there are, a guess."""
-        train = self.train_measured or self.train_samples
-        return self.test_samples or 10_000, train or 50_000
+        return self.test_samples or 10_000, self.train_measured or self.train_samples or 50_000
 
     @property
     def earliest(self) -> int:
@@ -366,7 +363,7 @@ def parse_setting(text: str) -> tuple[str, object]:
     name, value = name.strip(), value.strip()
     if not equals:
         raise UnmaskError(f"{text!r}: must have the form field=value")
-    kind = _types().get(name, str)
+    kind = _TYPES.get(name, str)
     if kind is str:
         return name, value
     if kind == tuple[str, ...]:
@@ -392,20 +389,14 @@ def bad(name: str, value, allowed: str) -> UnmaskError:
     return UnmaskError(f"{name}={shown!r}: must be {allowed}")
 
 
-@functools.cache
-def _types() -> MappingProxyType:
-    return MappingProxyType(typing.get_type_hints(Experiment))
-
-
-@functools.cache
-def _fields() -> dict[str, dataclasses.Field]:
-    return {field.name: field for field in dataclasses.fields(Experiment)}
+_TYPES = typing.get_type_hints(Experiment)
+_FIELDS = {field.name: field for field in dataclasses.fields(Experiment)}
 
 
 def _typed(name: str, value):
     """`value` as the field's type: whole numbers pass as floats, lists as tuples, all else as
     is."""
-    kind = _types()[name]
+    kind = _TYPES[name]
     if typing.get_origin(kind) is not tuple:
         return _scalar(name, value, kind)
     (item, _) = typing.get_args(kind)
@@ -415,7 +406,7 @@ def _typed(name: str, value):
 
 
 def _scalar(name: str, value, kind: type):
-    if value == "all" and _fields()[name].metadata["rule"] in (_ALL, _SOME):
+    if value == "all" and _FIELDS[name].metadata["rule"] in (_ALL, _SOME):
         return 0
     if isinstance(value, bool):
         raise bad(name, value, f"of type {kind.__name__}")
@@ -434,14 +425,11 @@ def meanings() -> dict[str, str]:
 
 
 def _read_presets() -> dict[str, Experiment]:
-    presets: dict[str, Experiment] = {}
     written = tomllib.loads(Path(__file__).with_name("presets.toml").read_text())
     for name, values in written.items():
-        if (like := values.pop("like", None)) is None:
-            presets[name] = Experiment(preset=name, **values)
-        else:
-            presets[name] = dataclasses.replace(presets[like], preset=name, **values)
-    return presets
+        if like := values.pop("like", None):
+            written[name] = written[like] | values
+    return {name: Experiment(preset=name, **values) for name, values in written.items()}
 
 
 PRESETS = _read_presets()
