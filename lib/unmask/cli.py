@@ -12,8 +12,11 @@ import textwrap
 from pathlib import Path
 
 from . import processes
+from .chains import place
 from .errors import UnmaskError
 from .experiments import PRESETS, Experiment, experiment, literal, meanings, parse_setting
+from .remote import exists
+from .store import Store
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,17 +55,21 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="unmask", description="What is encoded in a winning ticket's mask?")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    of_experiment = argparse.ArgumentParser(add_help=False)
+    of_experiment.add_argument("preset", metavar="PRESET")
+    said = "change a field of the preset; lists as 0,50,100"
+    field = dict(metavar="FIELD=VALUE", help=said)
+    of_experiment.add_argument("--set", action="append", default=[], dest="settings", **field)
 
-    command = commands.add_parser("presets", help="list the presets and their settings")
-    command.set_defaults(command=_presets)
+    def add(name, function, said, *parents):
+        command = commands.add_parser(name, help=said, parents=parents)
+        command.set_defaults(command=function)
+        return command
 
-    command = commands.add_parser("show", help="one preset's settings, and what can be pruned")
-    command.set_defaults(command=_show)
-    _takes_experiment(command)
+    add("presets", _presets, "list the presets and their settings")
+    add("show", _show, "one preset's settings, and what can be pruned", of_experiment)
 
-    command = commands.add_parser("run", help="compute everything the notebooks need")
-    command.set_defaults(command=_run)
-    _takes_experiment(command)
+    command = add("run", _run, "compute everything the notebooks need", of_experiment)
     said = "processes to use (default: one for each core, or one on a GPU; all of a cluster)"
     command.add_argument("--jobs", type=int, metavar="N", help=said)
     said = "where: processes of this machine, or a Ray cluster (default: local)"
@@ -75,17 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--publish", nargs="?", const=True, metavar="NAME", help=said)
 
     said = "has your network a ticket, and from which rewind step? Without running IMP"
-    command = commands.add_parser("diagnose", help=said)
-    command.set_defaults(command=_diagnose)
-    _takes_experiment(command)
+    command = add("diagnose", _diagnose, said, of_experiment)
     said = "what would take longer is left out, and said so (default: 5)"
     command.add_argument("--minutes", type=float, default=5.0, metavar="M", help=said)
     command.add_argument("--jobs", type=int, metavar="N", help="processes to use, as for run")
     said = "the folder of the page and its numbers (default: build/diagnosis)"
     command.add_argument("--output", type=Path, default=Path("build/diagnosis"), help=said)
 
-    command = commands.add_parser("execute", help="execute notebooks, parameters checked first")
-    command.set_defaults(command=_execute)
+    command = add("execute", _execute, "execute notebooks, parameters checked first")
     command.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
     said = "set a parameter of the notebooks; values are read as Python literals where they are one"
     pair = dict(nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
@@ -93,9 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     said = "a folder, or for one notebook a file (default: the folder build/executed)"
     command.add_argument("--output", type=Path, metavar="PATH", help=said)
 
-    command = commands.add_parser("export", help="one trained network and its mask, as files")
-    command.set_defaults(command=_export)
-    _takes_experiment(command)
+    command = add("export", _export, "one trained network and its mask, as files", of_experiment)
     said = "by default the last level from the last rewind step, of the first seed, by IMP"
     for name in ("level", "rewind-step", "seed"):
         command.add_argument(f"--{name}", type=int, metavar="N", help=said)
@@ -103,17 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     said = "the folder to write (default: build/ticket)"
     command.add_argument("--output", type=Path, default=Path("build/ticket"), help=said)
 
-    command = commands.add_parser("store", help="what is stored, and whether it is whole")
-    command.set_defaults(command=_store)
+    command = add("store", _store, "what is stored, and whether it is whole")
     command.add_argument("action", choices=("ls", "verify"))
     return parser
-
-
-def _takes_experiment(command: argparse.ArgumentParser) -> None:
-    command.add_argument("preset", metavar="PRESET")
-    said = "change a field of the preset; lists as 0,50,100"
-    field = dict(metavar="FIELD=VALUE", help=said)
-    command.add_argument("--set", action="append", default=[], dest="settings", **field)
 
 
 def _experiment(options) -> Experiment:
@@ -164,7 +158,6 @@ def _run(options) -> None:
     chosen = _experiment(options)
     from . import results, tables
     from .lab import Lab
-    from .store import Store
 
     processes.join()
     if options.publish is not None:
@@ -215,10 +208,8 @@ def _execute(options) -> None:
 
 def _export(options) -> None:
     chosen = _experiment(options)
-    from .chains import place
     from .export import export
     from .lab import Lab
-    from .store import Store
 
     seed = chosen.first_seed if options.seed is None else options.seed
     step = chosen.latest if options.rewind_step is None else options.rewind_step
@@ -228,8 +219,6 @@ def _export(options) -> None:
 
 
 def _store(options) -> int:
-    from .remote import exists
-    from .store import Store
 
     store, damaged, unreadable = Store(), 0, []
     if not exists(store.root):
