@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -321,25 +322,20 @@ def _read_file(path: Path, most: int) -> bytes:
         return path.read_bytes()
 
 
-_UMASK = os.umask(0o077)  # can be read only by setting it
-os.umask(_UMASK)
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file, and its folder: under a temporary name, to rename it, so that it is there whole
     or not at all, as is what is put at a URL."""
     if not isinstance(path, Path):
         return remote.write(path, data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{_HOST}.{os.getpid()}."
-    handle, temporary = tempfile.mkstemp(".partial", name, path.parent)
+    # not by `tempfile`, whose files are their owner's alone: stores are shared
+    temporary = path.with_name(f".{_HOST}.{os.getpid()}.{uuid.uuid4()}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's are its owner's alone; stores are shared
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
