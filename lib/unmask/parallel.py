@@ -11,14 +11,13 @@ import functools
 import heapq
 import os
 import platform
-import queue
 import sys
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
@@ -263,7 +262,7 @@ def _walk(shown: Progress, found: Workers) -> list[UnmaskError]:
     """Once through the graph of tasks, for what can be done of each; what went wrong."""
     order, ready, failed = TopologicalSorter(shown.parents), [], []
     order.prepare()
-    ended = queue.SimpleQueue()  # tasks that have been done, with their futures
+    started: dict[Future, int] = {}
 
     def release(*done: int) -> None:
         """These are done with; what waited for them and nothing else is ready."""
@@ -274,24 +273,20 @@ def _walk(shown: Progress, found: Workers) -> list[UnmaskError]:
     release()
     while order.is_active():
         # Start what can be started.
-        while ready and len(shown.running) < found.room():
+        while ready and len(started) < found.room():
             index = heapq.heappop(ready)[1]
             task = shown.start(index)
             if task.args:
-                future = found.submit(task)
-                future.add_done_callback(lambda future, index=index: ended.put((index, future)))
+                started[found.submit(task)] = index
             else:
                 release(index)
-        # Wait for the next to end, or for a node to come.
-        try:
-            index, future = ended.get(timeout=1 if shown.running or ready else 0)
-        except queue.Empty:
-            continue
-        # See what came of it.
-        outcome = found.outcome(future, shown.running[index][1])
-        failed += [outcome.failure] if outcome.failure else []
-        shown.end(index, outcome)
-        release(index)
+        # Wait for the next to end, or for a node to come, and see what came of it.
+        for future in wait(started, timeout=1, return_when=FIRST_COMPLETED).done:
+            index = started.pop(future)
+            outcome = found.outcome(future, shown.running[index][1])
+            failed += [outcome.failure] if outcome.failure else []
+            shown.end(index, outcome)
+            release(index)
     return failed
 
 
@@ -306,16 +301,10 @@ class Progress:
     """Shows how many trainings and measurements are done, are being done, wait and have failed, and
     the time left.
 
-    A bar on a terminal; in a log file, a plain line every `interval` seconds."""
+    A bar on a terminal; in a log file, a plain line every 15 seconds."""
 
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        found: Workers,
-        interval: float = 15,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self.tasks, self.workers, self.interval = tasks, found, interval
+    def __init__(self, tasks: Sequence[Task], found: Workers, clock: Callable = time.monotonic):
+        self.tasks, self.workers = tasks, found
         # names of outputs that are yet to come, and of those that will not
         self.open, self.lost = {o.name for task in tasks for o in task.outputs}, set()
         self.total, self.done, self.untried = len(self.open), 0, 0
@@ -379,7 +368,7 @@ class Progress:
             if bar:
                 bar.n = self.done
                 bar.set_postfix_str(self._rest())
-            elif ended or now - last >= self.interval:
+            elif ended or now - last >= 15:
                 last = now
                 print(self.line(), file=sys.stderr, flush=True)
         if bar:
@@ -393,7 +382,7 @@ class Progress:
     def _rest(self) -> str:
         at_work = [task for _, task in self.running.copy().values()][: self.workers.slots]
         count, lost = sum(len(task.args) for task in at_work), len(self.lost)
-        waiting = self.total - self.done - lost - count
+        waiting = len(self.open) - count
         seconds = self.seconds_left()
         left = "?" if seconds is None else tqdm.format_interval(seconds)
         said = [f"{count} running{self.workers.where}"] if count else []
