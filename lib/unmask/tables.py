@@ -8,7 +8,6 @@ nats. Nothing here imports torch before something is computed.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 import sys
 import time
@@ -83,8 +82,8 @@ class Table:
     def __call__(self, lab: Lab, *keys):
         return self.measure(lab, *keys)
 
-    def __reduce__(self):  # to a worker, which imports the module that declares it
-        return _declared, (self.__module__, self.name)
+    def __reduce__(self) -> str:  # to a worker it goes by name, as a function does
+        return self.__qualname__
 
     def parts(self, e: Experiment) -> list[Part]:
         """All parts of an experiment.
@@ -121,10 +120,6 @@ def table(keys: tuple[str, ...], **options) -> Callable[[Callable], Table]:
     """Declare a table: a function of a lab and `keys`, to a tidy data frame without them. Options
     are the fields of `Table`."""
     return lambda measure: Table(measure, keys, **options)
-
-
-def _declared(module: str, name: str) -> Table:
-    return getattr(importlib.import_module(module), name)
 
 
 @functools.cache
@@ -239,12 +234,11 @@ def read(lab: Lab, name: str) -> pd.DataFrame:
 
 def complete(lab: Lab, names: Sequence[str]) -> list[str]:
     """Those of the named tables that are in the store with all their parts."""
-
-    def whole(name: str) -> bool:
-        parts = TABLES[name].parts(lab.experiment)
-        return all(entry(lab, part) in lab.store for part in parts)
-
-    return [name for name in names if whole(name)]
+    return [
+        name
+        for name in names
+        if all(entry(lab, part) in lab.store for part in TABLES[name].parts(lab.experiment))
+    ]
 
 
 def labelled(table: pd.DataFrame, **labels) -> pd.DataFrame:
@@ -323,50 +317,48 @@ def plan(lab: Lab, parents: dict[Node, list[Node]], jobs: int) -> list[parallel.
     # Bundle: the networks of one kind and rewind step, all seeds and levels, are one lane.
     lanes, tasks = defaultdict(list), []
     for node in parents:
-        if isinstance(node, Place):
-            lanes[_lane(node)].append(node)
+        if isinstance(node, Part):
+            tasks.append(_task(lab, parents, [node]))
+        elif node.level == 0:
+            lanes["dense",].append(node)
         else:
-            tasks.append(_task(lab, parents, TABLES[node.table].read, [node.keys], [node]))
+            sort = "chain" if node.kind in chains.CHAINS else "control"
+            lanes[sort, node.kind, node.rewind_step].append(node)
     # Share out: the trainings of lanes that can go on at the same time among all processes.
     alike = Counter(sort for sort, *_ in lanes)
-    for lane, places in lanes.items():
-        for group in _training_groups(lab, places, jobs / alike[lane[0]]):
-            tasks.append(_task(lab, parents, train_places, group, group))
+    for (sort, *_), places in lanes.items():
+        share = jobs / alike[sort]
+        places.sort(key=lambda place: (place.level, place.seed))
+        if sort == "control":
+            groups = shared_out(lab, places, share)
+        else:  # seeds keep together from level to level
+            crews = shared_out(lab, sorted({place.seed for place in places}), share)
+            levels = [list(level) for _, level in groupby(places, key=lambda place: place.level)]
+            groups = [[p for p in level if p.seed in seeds] for level in levels for seeds in crews]
+        tasks += [_task(lab, parents, group) for group in groups if group]
     return tasks
 
 
-def _lane(place: Place) -> tuple:
-    if place.level == 0:
-        return ("dense",)
-    sort = "chain" if place.kind in chains.CHAINS else "control"
-    return sort, place.kind, place.rewind_step
-
-
-def _training_groups(lab: Lab, places: list[Place], parts: float) -> list[Sequence[Place]]:
-    """Of one lane: what each task trains."""
-    places = sorted(places, key=lambda place: (place.level, place.seed))
-    if places[0].kind not in chains.CHAINS:
-        return shared_out(lab, places, parts)
-    # of a chain, seeds keep together from level to level
-    groups = shared_out(lab, sorted({place.seed for place in places}), parts)
-    levels = [list(level) for _, level in groupby(places, key=lambda place: place.level)]
-    split = [[p for p in level if p.seed in seeds] for level in levels for seeds in groups]
-    return [group for group in split if group]
-
-
-def _task(lab: Lab, parents: dict, function: Callable, arguments, nodes: list) -> parallel.Task:
-    """One that computes some nodes, which have these parents."""
+def _task(lab: Lab, parents: dict, nodes: Sequence[Node]) -> parallel.Task:
+    """One that measures a part of a table, or trains networks, which have these parents."""
     from .train import replicates_at_once
 
+    e = lab.experiment
     if isinstance(nodes[0], Place):
-        networks, memory = len(nodes), 0
+        function, arguments, networks, memory = train_places, tuple(nodes), len(nodes), 0
     else:
-        declared = TABLES[nodes[0].table]
-        networks = replicates_at_once(lab.experiment, lab.device)
-        memory = declared.memory(lab.experiment, *nodes[0].keys)
-    outputs = tuple(_output(lab, node, networks) for node in nodes)
+        table, keys = nodes[0]
+        function, arguments = TABLES[table].read, (keys,)
+        networks, memory = replicates_at_once(e, lab.device), TABLES[table].memory(e, *keys)
+    # Forward and backward are about three times forward; and to start the operations of a small
+    # network takes as long as two replicates do.
+    training = 3 * e.batch_size * (1 + 2 / networks * e.known_network.signals)
+    outputs = []
+    for node in nodes:
+        steps, passes = work(e, node)
+        outputs.append(parallel.Output(entry(lab, node), str(node), training * steps + passes))
     needed = tuple(frozenset(entry(lab, parent) for parent in parents[node]) for node in nodes)
-    return parallel.Task(function, tuple(arguments), outputs, needed, networks, memory)
+    return parallel.Task(function, arguments, tuple(outputs), needed, networks, memory)
 
 
 def shared_out(lab: Lab, items: Sequence, parts: float) -> list[Sequence]:
@@ -378,15 +370,6 @@ def shared_out(lab: Lab, items: Sequence, parts: float) -> list[Sequence]:
     count = min(len(items), max(math.ceil(parts), math.ceil(len(items) / largest)))
     ends = [len(items) * i // count for i in range(count + 1)]
     return [items[first:last] for first, last in zip(ends, ends[1:])]
-
-
-def _output(lab: Lab, node: Node, side_by_side: int) -> parallel.Output:
-    steps, passes = work(lab.experiment, node)
-    # Forward and backward are about three times forward; and to start the operations of a small
-    # network takes as long as two replicates do.
-    small = lab.experiment.known_network.signals
-    training = 3 * lab.experiment.batch_size * (1 + 2 / side_by_side * small)
-    return parallel.Output(entry(lab, node), str(node), training * steps + passes)
 
 
 def work(e: Experiment, node: Node) -> tuple[float, float]:
