@@ -223,7 +223,7 @@ def _store(options) -> int:
     store, damaged, unreadable = Store(), 0, []
     if not exists(store.root):
         raise UnmaskError(f"store={str(store.root)!r}: there is no store")
-    names = list(store.names(unreadable.append))
+    names = store.names(unreadable.append)
     for error in unreadable:
         damaged += 1
         print(f"cannot be read  {error.filename}: {error.strerror}")

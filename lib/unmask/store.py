@@ -153,7 +153,7 @@ class Store:
                     held.add(name)
             yield held
 
-    def names(self, unreadable: Callable[[OSError], None] = lambda _: None) -> Iterator[str]:
+    def names(self, unreadable: Callable[[OSError], None] = lambda _: None) -> list[str]:
         """All entries, in order of their names; `unreadable` is told of folders that cannot be
         read."""
         if isinstance(self.root, Path):
@@ -163,7 +163,7 @@ class Store:
         else:
             files = remote.files(self.root)
         names = (file.removesuffix(".json") for file in files if file.endswith(".json"))
-        return iter(sorted(name for name in names if name.endswith((TENSORS, TABLE))))
+        return sorted(name for name in names if name.endswith((TENSORS, TABLE)))
 
     def provenance(self, name: str) -> dict:
         """What is known of an entry: checksum, size, date, wall time, versions, host.
@@ -194,9 +194,7 @@ class Store:
         if name not in self:
             return None
         data, damage = self._read(name)
-        if damage is None:
-            return data
-        return self._discard(name, damage)
+        return data if damage is None else self._discard(name, damage)
 
     def _discard(self, name: str, damage: str) -> None:
         """Say what is wrong with an entry, and let it count as absent."""
@@ -259,12 +257,11 @@ def _provenance() -> dict[str, str]:
 @functools.cache
 def processor() -> str:
     """The processor's name, and where it can be told its model: many kinds share a name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    parts = (line.partition(":") for line in lines)
-    about = {key.strip(): value.strip() for key, _, value in parts}
+    about = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            about[key.strip()] = value.strip()
     name = about.get("model name") or platform.processor() or platform.machine()
     keys = [key for key in ("cpu family", "model", "stepping") if key in about]
     numbers = ", ".join(f"{key.removeprefix('cpu ')} {about[key]}" for key in keys)
