@@ -288,7 +288,7 @@ def reading_csv(source) -> pandas.DataFrame:
     """A table whose numbers are, to the bit, those that were written."""
     import pandas as pd
 
-    exact = {} if pd.__version__ >= "3" else {"float_precision": "round_trip"}  # 3's default
+    exact = {} if pd.__version__ >= "3.1" else {"float_precision": "round_trip"}  # its default
     return pd.read_csv(source, **exact)
 
 
