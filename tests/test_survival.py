@@ -89,7 +89,7 @@ def test_killed_at_twenty_moments_it_ends_as_if_nothing_had_been(tmp_path):
     def ends():
         """As the run that nobody killed did, and without a temporary file."""
         for path in store.root.rglob("*.partial"):
-            os.utime(path, (0, 0))  # an hour later: see `Store.prepare`
+            os.utime(path, (0, 0))  # a day later: see `Store.prepare`
         assert goes_on(None, 0) == 0
         store.prepare()
         assert contents(store) == contents(whole) and finished.keys() == set(nodes)

@@ -17,7 +17,6 @@ import io
 import json
 import os
 import platform
-import re
 import stat
 import subprocess
 import sys
@@ -37,6 +36,9 @@ if TYPE_CHECKING:
     import pandas
 
 TENSORS, TABLE = ".safetensors", ".csv"
+# In seconds: a file that is written for so long is that of a process that died. On whichever
+# machine, as those that share a folder do not see each other's processes.
+_DAY = 86_400
 
 
 def default_root() -> Path:
@@ -81,10 +83,9 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
-        for path in self.root.rglob(f".{_HOST}.*.partial"):
+        for path in self.root.rglob(".unmask-*.partial"):
             with contextlib.suppress(OSError):  # gone, or somebody else's to remove
-                old = path.stat().st_mtime < time.time() - _HOUR
-                if old and not _is_alive(int(path.name.split(".")[-3])):
+                if path.stat().st_mtime < time.time() - _DAY:
                     path.unlink()
 
     def __contains__(self, name: str) -> bool:
@@ -292,20 +293,6 @@ def reading_csv(source) -> pandas.DataFrame:
     return pd.read_csv(source, **exact)
 
 
-_HOST = re.sub(r"\W+", "-", platform.node()) or "host"
-_HOUR = 3600  # machines that share a name do not see each other's processes
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        pass
-    return True
-
-
 def _read_file(path: Path, most: int) -> bytes:
     """A regular file of at most so many bytes: no pipe is waited for, and no large file read that
     was put in a small one's place."""
@@ -326,7 +313,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         return remote.write(path, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     # not by `tempfile`, whose files are their owner's alone: stores are shared
-    temporary = path.with_name(f".{_HOST}.{os.getpid()}.{uuid.uuid4()}.partial")
+    temporary = path.with_name(f".unmask-{uuid.uuid4()}.partial")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
