@@ -34,8 +34,9 @@ DRAWS = 8  # random masks whose displacements are compared with that of the magn
 TRIED = 3  # of them, for which the largest ratio is searched
 RESOLUTION = 0.05  # of that search
 # How a spectrum may be read that has slightly negative eigenvalues, and of which matrix.
-CLIPPED, ABSOLUTE, GAUSS_NEWTON = "clipped", "absolute", "gauss-newton"
-READINGS = {CLIPPED: "hessian", ABSOLUTE: "hessian", GAUSS_NEWTON: "gauss-newton"}
+CLIPPED, ABSOLUTE = "clipped", "absolute"
+MATRICES = HESSIAN, GAUSS_NEWTON = "hessian", "gauss-newton"
+READINGS = {CLIPPED: HESSIAN, ABSOLUTE: HESSIAN, GAUSS_NEWTON: GAUSS_NEWTON}
 HEIGHTS = (0.5, 1.0, 2.0)  # of a sublevel set: how much a prediction depends on it
 EXACT_UP_TO = 8000  # survivors; the exact Hessian of more needs half a gigabyte, several times
 
@@ -66,23 +67,23 @@ class Solution:
         first = self.order(kind, draw)[: round(ratio * len(self.weights))]
         return unmask.pruning.without(self.mask, first.copy())
 
-    def evaluated(self):
-        """The network with these weights, in evaluation mode."""
+    def where(self) -> tuple:
+        """Where to differentiate: the network with these weights, in evaluation mode, the mask and
+        the sample."""
         unmask.networks.load_state(self.lab.network, self.state)
-        return self.lab.network.eval()
+        return self.lab.network.eval(), self.mask, self.sample
 
-    def operator(self, matrix: str = "hessian"):
+    def operator(self, matrix: str = HESSIAN):
         """The Hessian or its Gauss-Newton part, to be multiplied with."""
-        where = self.evaluated(), self.mask, self.sample
-        return unmask.curvature.hessian_operator(*where, matrix)
+        return unmask.curvature.hessian_operator(*self.where(), matrix)
 
     def exact(self, matrix: str) -> np.ndarray:
         """The whole of it."""
-        return unmask.curvature.exact_hessian(self.evaluated(), self.mask, self.sample, matrix)
+        return unmask.curvature.exact_hessian(*self.where(), matrix)
 
     def gradient(self) -> np.ndarray:
         """Of the train loss: small, but not zero, as weight decay pulls at every weight."""
-        return unmask.curvature.loss_gradient(self.evaluated(), self.mask, self.sample)
+        return unmask.curvature.loss_gradient(*self.where())
 
     def loss(self, state) -> float:
         """Train loss on the sample, in nats."""
@@ -112,17 +113,13 @@ def predicted_dimension(values, weights, distance: float, eps: float) -> np.ndar
     flat: 1 each.
     Raises UnmaskError: `eps` is not positive and finite, `distance` is negative, the spectrum is
     empty or not finite."""
-    _check(values, distance, eps)
-    sharp = np.where(values > 0, values, 0)
-    return (weights * 2 * eps / (2 * eps + sharp * distance**2)).sum(-1)
-
-
-def _check(values: np.ndarray, distance: float, eps: float) -> None:
     _check_eps(eps)
     if not distance >= 0:
         raise UnmaskError(f"distance={distance!r}: must be 0 or more")
     if values.size == 0 or not np.isfinite(values).all():
         raise UnmaskError("the spectrum is empty or has values that are not finite")
+    sharp = np.where(values > 0, values, 0)
+    return (weights * 2 * eps / (2 * eps + sharp * distance**2)).sum(-1)
 
 
 def first_order_rises(gradient: np.ndarray, weights: np.ndarray, order=None) -> np.ndarray:
@@ -149,7 +146,7 @@ def max_pruning_ratio(spectrum, distances: np.ndarray, eps: float, rises=0.0) ->
     dimensions."""
     size = len(distances) - 1
     heights = eps - np.broadcast_to(rises, size + 1)
-    _check(spectrum.values, distances[0], eps)
+    predicted_dimension(*spectrum, distances[0], eps)  # raises what it does
     if not np.allclose(spectrum.weights.sum(1), size):
         found = f"the spectrum has {spectrum.weights[0].sum():.0f}"
         raise UnmaskError(f"distances for {size} dimensions: {found}")
@@ -296,7 +293,7 @@ def curvature(lab, seed, level) -> dict:
     found = {"gradient": solution.gradient()}
     compared = seed == e.first_seed and level == e.limit_levels[-1]
     small = len(solution.weights) <= EXACT_UP_TO
-    for matrix in dict.fromkeys(READINGS.values()):
+    for matrix in MATRICES:
         exact = solution.exact(matrix) if small else None
         if compared or not small:
             stops = (e.lanczos_steps, 2 * e.lanczos_steps)[: 2 if compared else 1]
@@ -330,15 +327,14 @@ def _curved(e: Experiment, seed: int, level: int):
 
 def _spectra(lab, seed: int, level: int) -> tuple[dict, dict]:
     """The spectra by matrix and number of Lanczos steps (0: exact), and all that is stored."""
-    found = curvature.read(lab, (seed, level))
-    arrays = {name: tensor.numpy() for name, tensor in found.items()}
-    spectra, Spectrum = {}, unmask.curvature.Spectrum
-    for matrix in dict.fromkeys(READINGS.values()):
-        ends = (name for name in arrays if name.startswith(f"{matrix}/") and "values" in name)
-        for steps in sorted(int(name.partition("/")[2].partition(".")[0]) for name in ends):
-            pair = (arrays[f"{matrix}/{steps}.{part}"] for part in ("values", "weights"))
-            spectra[matrix, steps] = Spectrum(*pair)
-    return spectra, arrays
+    found = {n: tensor.numpy() for n, tensor in curvature.read(lab, (seed, level)).items()}
+    spectra, steps = {}, lab.experiment.lanczos_steps
+    for matrix, taken in product(MATRICES, (0, steps, 2 * steps)):
+        name = f"{matrix}/{taken}"
+        if f"{name}.values" in found:
+            pair = found[f"{name}.values"], found[f"{name}.weights"]
+            spectra[matrix, taken] = unmask.curvature.Spectrum(*pair)
+    return spectra, found
 
 
 @table(_KEYS, reads=_READS, cases=_limited, needs=_curved)
@@ -434,7 +430,7 @@ def dense_limits(lab, seed) -> pd.DataFrame:
     solution, rows = Solution(lab, seed, 0), []
     steps = int(np.clip(AT_MOST / (8 * PROBES * lab.total), 2, STEPS))
     stops, spectra, gradient = (steps // 2, steps), {}, solution.gradient()
-    for matrix in dict.fromkeys(READINGS.values()):
+    for matrix in MATRICES:
         operator, draws = solution.operator(matrix), unmask.train.generator(seed, "spectrum", 0)
         estimates = unmask.curvature.spectral_densities(operator, PROBES, stops, draws)
         spectra |= {(matrix, steps): found for steps, found in zip(stops, estimates)}
@@ -823,7 +819,7 @@ def readings_table(tables: Tables, e: Experiment) -> pd.DataFrame:
 
 def of_hessian(table: pd.DataFrame) -> pd.DataFrame:
     """The rows about the Hessian; tables published before know nothing else."""
-    return table[table.matrix == "hessian"] if "matrix" in table else table
+    return table[table.matrix == HESSIAN] if "matrix" in table else table
 
 
 def spectra_table(tables: Tables, e: Experiment) -> pd.DataFrame:
