@@ -651,10 +651,10 @@ def unresolved(predictions: pd.DataFrame, e: Experiment) -> pd.Series:
     more than twice the tolerance, or where only one is known."""
     keys = ["seed", "level", "mask", "criterion", "gradient"]
     signs = predictions[predictions.reading != GAUSS_NEWTON]
-    spans = signs.groupby(keys).predicted.agg(["min", "max", "size"])
-    wide = (spans["size"] < 2) | (spans["max"] - spans["min"] > 2 * e.limit_tolerance)
-    of_each = wide.reindex(pd.MultiIndex.from_frame(predictions[keys])).to_numpy(bool)
-    return (predictions.steps > 0) & of_each & (predictions.reading != GAUSS_NEWTON)
+    read = signs.groupby(keys).predicted
+    span = read.transform("max") - read.transform("min")
+    wide = (read.transform("size") < 2) | (span > 2 * e.limit_tolerance)
+    return (predictions.steps > 0) & wide.reindex(predictions.index, fill_value=False)
 
 
 def predicted_and_measured(tables: Tables, e: Experiment) -> pd.DataFrame:
@@ -700,11 +700,10 @@ def one_shot_goals(tables: Tables, e: Experiment) -> pd.DataFrame:
     """From each solution, the ratio `goal` that would lead at once to the sparsest level that
     matches by iterating; only where there is one.
 
-    Columns: seed, level, goal, and for magnitude pruning: above (what training finds no more, so
-    that the maximum is below it), predicted (by the theory)."""
+    Columns: seed, level, density, goal, and for magnitude pruning: above (what training finds no
+    more, so that the maximum is below it), predicted (by the theory)."""
     chain = at_latest(with_matching(tables, e), e)
     sparsest = chain[chain.matching].groupby("seed").density.min()
-    densities = chain.set_index(["seed", "level"]).density
     keys = ["seed", "level"]
     theory = main_reading(predicted_and_measured(tables, e))
     theory = theory[(theory.criterion == THEORY) & (theory["mask"] == "magnitude")]
@@ -712,8 +711,8 @@ def one_shot_goals(tables: Tables, e: Experiment) -> pd.DataFrame:
     measured = limits_by_mask(tables, e)
     found = measured[(measured["mask"] == "magnitude") & (measured.way == FINDS)]
     table = found[[*keys, "above"]].merge(theory[[*keys, "predicted"]], on=keys, how="left")
-    reached = densities.reindex(pd.MultiIndex.from_frame(table[keys])).to_numpy()
-    table = table.assign(goal=1 - table.seed.map(sparsest) / reached)
+    table = table.merge(chain[[*keys, "density"]], on=keys, how="left")
+    table = table.assign(goal=1 - table.seed.map(sparsest) / table.density)
     return table[table.goal > 0]
 
 
@@ -745,10 +744,9 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
             claims.add("fig-limits", claim, points, by_seed(table[rows], left[rows]))
     goals = one_shot_goals(tables, e)
     claim = "no one-shot pruning gets to the sparsest matching level of IMP"
-    short = by_seed(goals, 100 * (goals.goal - goals.above))
-    claims.add("fig-sweep", f"{claim}: measured", points, short)
-    short = by_seed(goals, 100 * (goals.goal - goals.predicted))
-    claims.add("fig-sweep", f"{claim}: by the theory", points, short)
+    for column, words in (("above", "measured"), ("predicted", "by the theory")):
+        short = by_seed(goals, 100 * (goals.goal - goals[column]))
+        claims.add("fig-sweep", f"{claim}: {words}", points, short)
     ways = measured.pivot(index=["seed", "level", "mask"], columns="way", values="ratio")
     more = 100 * (ways[EXISTS] - ways[FINDS])
     for mask in MASKS:
