@@ -178,7 +178,9 @@ class Evidence:
     `values`: M by seed. `bounds`: seeds whose M is at least that. `spread`: the least standard
     deviation that retraining alone gives M. `headline`: the finding whose headline it is, or ""."""
 
-    def __init__(self, finding, figure, claim, unit, values, *, judged, bounds, spread, headline):
+    def __init__(
+        self, finding, figure, claim, unit, values, judged=True, bounds=(), spread=0.0, headline=""
+    ):
         self.finding, self.figure, self.claim, self.unit = finding, figure, claim, unit
         self.values = values.dropna().astype(float).sort_index()
         self.bounds = sorted(set(bounds) & set(self.values.index))
@@ -276,13 +278,11 @@ class Claims:
         # of a test error, in points
         self.spread = 100 * retraining_spread(tables) if known else 0.0
 
-    def add(self, figure: str, claim: str, unit: str, values: pd.Series, **options) -> None:
-        """A claim, shown by `figure`. `options`: `headline` (does it stand for the finding?), and
-        `bounds` and `spread` of `Evidence`."""
-        defaults = dict(judged=True, bounds=(), spread=0.0)
-        headline = self.finding if options.pop("headline", False) else ""
+    def add(self, figure: str, claim: str, unit: str, values: pd.Series, headline=False, **options):
+        """A claim, shown by `figure`; is it a `headline`? Other options are those of `Evidence`."""
         about = self.finding, figure, claim, unit, values[values.index.isin(self.seeds)]
-        self.evidence.append(Evidence(*about, headline=headline, **defaults | options))
+        named = self.finding if headline else ""
+        self.evidence.append(Evidence(*about, headline=named, **options))
 
     def measure(self, figure: str, words: str, unit: str, values: pd.Series, **options) -> None:
         """A quantity that is shown with its interval, and of which nothing is claimed."""

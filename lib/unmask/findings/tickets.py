@@ -154,12 +154,10 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     for step in e.rewind_steps[:-1]:
         # the first is what the paper is about; the others show where it turns
         first = step == e.earliest
-        put = claims.add if first else claims.measure
-        name = "the first rewind step" if first else f"step {step}"
-        claim = (
-            f"from {name}, the error is above the matching limit where that from the last is not"
-        )
-        put("fig-errors", claim, "points", excess_where_late_matches(tables, e, step))
+        where = "from the first rewind step" if first else f"from step {step}"
+        claim = f"{where}, the error is above the matching limit where that from the last is not"
+        values = excess_where_late_matches(tables, e, step)
+        claims.add("fig-errors", claim, "points", values, judged=first)
     if "controls" not in tables:
         return
     compared = where_imp_matches(tables, e)
