@@ -44,8 +44,8 @@ class Plane(NamedTuple):
     first: dict
     second: dict
     weights: tuple[str, ...]
-    low: np.ndarray = np.full(2, -np.inf)
-    high: np.ndarray = np.full(2, np.inf)
+    low: np.ndarray
+    high: np.ndarray
 
     def state(self, x: float, y: float) -> dict:
         """The network at (x, y), in the precision of networks; batch-norm statistics from within
@@ -60,10 +60,11 @@ class Plane(NamedTuple):
     def coordinates(self, state: dict) -> tuple[float, float]:
         """(x, y) of the point of the plane that is nearest to `state`, in the prunable weights."""
         away = {name: state[name].double() - self.origin[name] for name in self.weights}
-        return self.dot(away, self.first), self.dot(away, self.second)
+        return _dot(away, self.first, self.weights), _dot(away, self.second, self.weights)
 
-    def dot(self, one: dict, other: dict) -> float:
-        return float(sum((one[name] * other[name]).sum() for name in self.weights))
+
+def _dot(one: dict, other: dict, weights: tuple[str, ...]) -> float:
+    return float(sum((one[name] * other[name]).sum() for name in weights))
 
 
 def plane(a: dict, b: dict, c: dict, weights: tuple[str, ...]) -> Plane:
@@ -75,22 +76,21 @@ def plane(a: dict, b: dict, c: dict, weights: tuple[str, ...]) -> Plane:
     Raises Degenerate: two of the networks have the same prunable weights, or all three lie on one
     line."""
     start = {name: tensor.double() for name, tensor in a.items()}
-    surface = Plane(start, {}, {}, tuple(weights))
     along, up = ({name: other[name].double() - start[name] for name in start} for other in (b, c))
-    lengths = [surface.dot(side, side) ** 0.5 for side in (along, up)]
+    lengths = [_dot(side, side, weights) ** 0.5 for side in (along, up)]
     if min(lengths) == 0:
         said = "two of these have the same prunable weights"
         raise Degenerate(f"a plane needs three different networks: {said}")
     # Gram-Schmidt: what `c` has of the first axis is taken out of it
     first = {name: tensor / lengths[0] for name, tensor in along.items()}
-    shared = surface.dot(up, first)
+    shared = _dot(up, first, weights)
     up = {name: tensor - shared * first[name] for name, tensor in up.items()}
-    height = surface.dot(up, up) ** 0.5
+    height = _dot(up, up, weights) ** 0.5
     if height <= _PARALLEL * lengths[1]:
         raise Degenerate("a plane needs three networks that do not lie on one line: these do")
     box = np.array([(0, 0), (lengths[0], 0), (shared, height)])
     second = {name: tensor / height for name, tensor in up.items()}
-    return surface._replace(first=first, second=second, low=box.min(0), high=box.max(0))
+    return Plane(start, first, second, weights, box.min(0), box.max(0))
 
 
 def corners(lab, seed: int, rewind_step: int, kind: str) -> dict[str, dict]:
