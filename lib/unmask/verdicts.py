@@ -128,13 +128,12 @@ def with_next_level(pairs: pd.DataFrame, tables: Tables, e: Experiment) -> pd.Da
 
 
 def where_imp_matches(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """IMP and its controls, with `matching`, where the question is interesting: sparse levels
-    (density at most `ticket_density`) at which IMP matches."""
+    """IMP and its controls where the question is interesting: sparse levels (density at most
+    `ticket_density`) at which IMP matches."""
     controls = tables["controls"]
-    judged = controls.assign(matching=is_matching(controls, tables, e))
-    sparse = judged.density <= e.ticket_density
-    found = judged[(judged.kind == "imp") & judged.matching & sparse]
-    return judged.merge(found[["seed", "level"]], on=["seed", "level"])
+    imp = controls[(controls.kind == "imp") & (controls.density <= e.ticket_density)]
+    found = imp[is_matching(imp, tables, e)]
+    return controls.merge(found[["seed", "level"]], on=["seed", "level"])
 
 
 def settings_in_numbers(e: Experiment) -> dict[str, float]:
@@ -257,15 +256,10 @@ def _rounded(value: float) -> str:
 def holm(evidence: list[Evidence]) -> dict[str, float]:
     """By headline, the p-value corrected for there being several (Holm 1979). A headline of two
     claims needs both: the larger p-value counts."""
-    worst: dict[str, float] = {}
-    for one in evidence:
-        if one.headline:
-            worst[one.headline] = max(one.p, worst.get(one.headline, 0.0))
-    corrected, least = {}, 0.0
-    for rank, (name, p) in enumerate(sorted(worst.items(), key=lambda item: item[1])):
-        least = max(least, min(1.0, p * (len(worst) - rank)))
-        corrected[name] = least
-    return corrected
+    named = [one for one in evidence if one.headline]
+    p = pd.Series([one.p for one in named], [one.headline for one in named], dtype=float)
+    worst = p.groupby(level=0).max().sort_values()
+    return (worst * np.arange(len(worst), 0, -1)).clip(upper=1).cummax().to_dict()
 
 
 class Claims:
