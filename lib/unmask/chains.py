@@ -78,3 +78,8 @@ def parents(e: Experiment, child: Place) -> list[Place]:
 def chain(e: Experiment, seed: int, rewind_step: int, kind: str = "imp") -> list[Place]:
     """All levels of one chain, dense first."""
     return [place(e, kind, seed, rewind_step, level) for level in range(e.levels + 1)]
+
+
+def both_levels(e: Experiment, seed: int, rewind_step: int, level: int) -> list[Place]:
+    """A level of IMP and the next."""
+    return [place(e, "imp", seed, rewind_step, at) for at in (level, level + 1)]

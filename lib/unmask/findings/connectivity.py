@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import unmask
 
 from .. import plots
-from ..chains import place
+from ..chains import both_levels
 from ..experiments import Experiment
 from ..plots import LABELS, PERCENT, by_step, matching_line, mean_and_range, plain_log, styles
 from ..plots import threshold_line
@@ -86,7 +86,7 @@ def _probed(e: Experiment):
     steps=lambda e, seed, rewind_step, level: e.steps - rewind_step,
     passes=lambda e, *keys: 3 * e.barrier_points * e.evaluated[0],
     cases=_probed,
-    needs=lambda e, *keys: [place(e, "imp", *keys[:2], keys[2] + i) for i in (0, 1)],
+    needs=both_levels,
 )
 def subspaces(lab, seed, rewind_step, level) -> pd.DataFrame:
     """Does the next level's axial subspace meet the linearly connected sublevel set of `w^(L)`, and

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 import unmask
 
 from .. import plots
-from ..chains import place
+from ..chains import both_levels
 from ..errors import Degenerate
 from ..experiments import Experiment
 from ..plots import PERCENT, by_step
@@ -123,11 +123,6 @@ def _pictured(e: Experiment):
     return product((e.first_seed,), sorted({e.earliest, e.latest}), PLANES)
 
 
-def _both_levels(e: Experiment, seed: int, rewind_step: int, kind: str):
-    middle = e.levels // 2
-    return [place(e, "imp", seed, rewind_step, at) for at in (middle, middle + 1)]
-
-
 def _points(e: Experiment, *keys) -> float:
     return (e.plane_points + 3) ** 2 * e.evaluated[0]
 
@@ -137,7 +132,7 @@ def _points(e: Experiment, *keys) -> float:
     reads=_READS,
     passes=_points,
     cases=_pictured,
-    needs=_both_levels,
+    needs=lambda e, seed, rewind_step, _: both_levels(e, seed, rewind_step, e.levels // 2),
 )
 def landscape(lab, seed, rewind_step, kind) -> pd.DataFrame:
     """Error on the plane through the networks of `corners`.

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import unmask
 
 from .. import plots
-from ..chains import place
+from ..chains import both_levels
 from ..experiments import Experiment
 from ..plots import PERCENT, by_step, mean_and_range, plain_log
 from ..tables import levels_below_the_last, table
@@ -68,10 +68,6 @@ def _probed(e: Experiment):
     return product(e.all_seeds, e.rewind_steps, levels_below_the_last(e, "probe_levels"))
 
 
-def _both_levels(e: Experiment, seed: int, rewind_step: int, level: int):
-    return [place(e, "imp", seed, rewind_step, at) for at in (level, level + 1)]
-
-
 def _trainings(e: Experiment, seed: int, rewind_step: int, level: int) -> float:
     return (2 * len(e.perturbation_lengths) + 3 - (level > 0)) * (e.steps - rewind_step)
 
@@ -86,7 +82,7 @@ def _paths(e: Experiment, *keys) -> float:
     steps=_trainings,
     passes=_paths,
     cases=_probed,
-    needs=_both_levels,
+    needs=both_levels,
 )
 def perturbations(lab, seed, rewind_step, level) -> pd.DataFrame:
     """Barriers between networks trained from perturbed starts, within a level's mask. Of each pair,
