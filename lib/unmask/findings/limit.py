@@ -723,10 +723,9 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     unit, values = "log of how many times flatter", by_seed(flat, flat.flatter)
     claims.add("fig-ways", claim, unit, values, headline=True)
     measured = limits_by_mask(tables, e)
-    here = measured[measured.way == EXISTS]
-    ratio = here.pivot(index=["seed", "level"], columns="mask", values="ratio")
+    ratio = measured.pivot(index=["seed", "level"], columns=["way", "mask"], values="ratio")
     claim = "magnitude pruning can remove more at once than random pruning"
-    more = 100 * (ratio.magnitude - ratio.random)
+    more = 100 * (ratio[EXISTS].magnitude - ratio[EXISTS].random)
     claims.add("fig-limits", claim, points, more.groupby("seed").mean())
     table = predicted_and_measured(tables, e)
     left = 100 * (e.limit_tolerance - table.miss).where(~table.unresolved)
@@ -747,10 +746,9 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
     for column, words in (("above", "measured"), ("predicted", "by the theory")):
         short = by_seed(goals, 100 * (goals.goal - goals[column]))
         claims.add("fig-sweep", f"{claim}: {words}", points, short)
-    ways = measured.pivot(index=["seed", "level", "mask"], columns="way", values="ratio")
-    more = 100 * (ways[EXISTS] - ways[FINDS])
+    more = 100 * (ratio[EXISTS] - ratio[FINDS])
     for mask in MASKS:
-        values = more.xs(mask, level="mask").groupby("seed").mean()
+        values = more[mask].groupby("seed").mean()
         words = f"{mask} pruning: how much more is known to be removable than training finds"
         claims.measure("fig-limits", words, points, values)
 
