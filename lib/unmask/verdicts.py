@@ -43,6 +43,13 @@ def barrier(segment: pd.DataFrame, metric: str = "test_error") -> float:
     return float(ordered.max() - (ordered.iloc[0] + ordered.iloc[-1]) / 2)
 
 
+def barriers(segments: pd.DataFrame, keys: list[str], metrics=("test_error",)) -> pd.DataFrame:
+    """The same of many segments, by `keys`: a column for each metric."""
+    of_each = segments.sort_values("t").groupby(keys)[list(metrics)]
+    ends = of_each.first(skipna=False) + of_each.last(skipna=False)
+    return of_each.max() - ends / 2
+
+
 def is_at_most(values: pd.Series, limits: pd.Series | float) -> pd.Series:
     """`values <= limits`, where rounding does not decide between equals."""
     return values <= limits + _ROUNDING

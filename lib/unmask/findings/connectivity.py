@@ -20,7 +20,7 @@ from ..experiments import Experiment
 from ..plots import LABELS, PERCENT, by_step, matching_line, mean_and_range, plain_log, styles
 from ..plots import threshold_line
 from ..tables import labelled, levels_below_the_last, table
-from ..verdicts import METRICS, Claims, Tables, at_earliest, at_latest, barrier, by_seed
+from ..verdicts import METRICS, Claims, Tables, at_earliest, at_latest, barrier, barriers, by_seed
 from ..verdicts import in_numbers, in_sublevel_set, interval, is_at_most, is_connected, judge
 from ..verdicts import log_barrier, reference_errors, settings_in_numbers, where_imp_matches
 from ..verdicts import with_matching, with_next_level
@@ -122,10 +122,8 @@ def successive(tables: Tables, e: Experiment) -> pd.DataFrame:
     Columns: seed, rewind_step, level, next_level, barrier (test error, whole segment),
     train_error_barrier, train_loss_barrier (nats), connected (by `barrier`), and of `next_level`:
     density, excess, matching."""
-    paths = _interpolated(tables).groupby(_KEYS)[["t", *METRICS]]
-    barriers = {metric: paths.apply(barrier, metric) for metric in METRICS}
     names = dict(zip(METRICS, ("barrier", "train_error_barrier", "train_loss_barrier")))
-    table = pd.DataFrame(barriers).rename(columns=names).reset_index()
+    table = barriers(_interpolated(tables), _KEYS, METRICS).rename(columns=names).reset_index()
     return with_next_level(table, tables, e)
 
 
@@ -139,7 +137,7 @@ def midpoint_barriers(tables: Tables) -> pd.DataFrame:
     there."""
     segments = tables["segments"]
     ends = segments[segments.t.isin((0.0, 0.5, 1.0))]
-    return ends.groupby([*_KEYS, "norms"])[["t", "test_error"]].apply(barrier).unstack()
+    return barriers(ends, [*_KEYS, "norms"]).test_error.unstack()
 
 
 def at_higher_sparsity(pairs: pd.DataFrame, e: Experiment) -> pd.DataFrame:
