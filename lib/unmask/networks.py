@@ -375,5 +375,8 @@ def load_state(network: nn.Module, state: State) -> None:
         there = "the state" if odd[0] in state else "the network"
         raise UnmaskError(f"{odd[0]!r} is in {there} alone: the two do not fit")
     for name, tensor in state.items():
-        if name in into:
-            into[name].copy_(tensor)
+        if name in into and into[name].shape != tensor.shape:
+            shapes = f"{tuple(tensor.shape)}, {tuple(into[name].shape)} in the network"
+            raise UnmaskError(f"{name!r} has shape {shapes}: the two do not fit")
+    for name in into.keys() & state.keys():
+        into[name].copy_(state[name])
