@@ -760,6 +760,7 @@ def test_notebooks_run_unchanged_on_real_images(
         for name, value in (REDUCED | CHANGES[preset]).items()
     }
     shared = {name: settings.pop(name) for name in ("rewind_steps", "levels", "seeds")}
-    parameters = {"preset": preset, "settings": settings} | shared
+    # in the kernel itself: to start workers takes longer than all of it
+    parameters = {"preset": preset, "settings": settings, "jobs": 1} | shared
     arguments = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
     assert main(["execute", str(notebook), *arguments, "--output", str(folder / "out")]) == 0

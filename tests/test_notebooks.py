@@ -31,7 +31,7 @@ def in_smoke_store(smoke_store, monkeypatch):
 # none, and are executed for the book
 @pytest.mark.parametrize("notebook", ["notebooks/your_network.ipynb", "book/claims.ipynb"])
 def test_notebook_runs_on_smoke_and_shows_its_verdicts(notebook, tmp_path):
-    arguments = [notebook, "-p", "preset", "smoke", "--output", str(tmp_path)]
+    arguments = [notebook, "-p", "preset", "smoke", "-p", "jobs", "1", "--output", str(tmp_path)]
     assert main(["execute", *arguments]) == 0
     cells = nbformat.read(tmp_path / Path(notebook).name, 4).cells
     assert 'class="statistic"' in cells[-1].outputs[0].data["text/html"]
