@@ -237,10 +237,9 @@ def costs(measured: dict) -> pd.DataFrame:
         seconds = operations[name] / timed["training cifar10_resnet20"]["GFLOP/s"]
         step = row["milliseconds"] if row else 1000 * seconds
         rows[name] = {purpose: f"{count / 1e6:,.2f}" for purpose, count in steps.items()}
-        amounts = ("ms a step", step, 2), ("core-hours", sum(steps.values()) * step / 3.6e6, 1)
-        for column, amount, digits in amounts:
-            roughly = f"≈{float(f'{amount:.2g}'):,.0f}"
-            rows[name][column] = f"{amount:,.{digits}f}" if row else roughly
+        hours = sum(steps.values()) * step / 3.6e6
+        roughly = f"≈{float(f'{hours:.2g}'):,.0f}"
+        rows[name]["core-hours"] = f"{hours:,.1f}" if row else roughly
         hours = sum(steps.values()) * operations[name] / (3.6e6 * GPU)
         rows[name][f"GPU hours at {GPU} TFLOP/s"] = f"{hours:,.1f}"
     return pd.DataFrame(rows).T.rename_axis("preset")
