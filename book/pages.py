@@ -257,12 +257,13 @@ def training_steps(e: unmask.Experiment) -> dict[str, float]:
 
 def provenances(folder: Path = results.FOLDER) -> pd.DataFrame:
     """Where each published result comes from, a row for each instalment."""
-    told = "computed", "processor", "device", "published from commit"
+    told = "computed", "processor", "published from commit"
     rows = []
     for name in results.published_names(folder):
         for one in results.provenance(name, folder)["instalments"]:
             seeds = f"{one['first_seed']} to {one['first_seed'] + one['seeds'] - 1}"
             hours = f"{one['core_seconds'] / 3600:.1f}"
-            rows.append((name, len(one["tables"]), seeds, hours, *(one[what] for what in told)))
+            about = (one[what].partition(" (")[0] for what in told)  # no family and model
+            rows.append((name, len(one["tables"]), seeds, hours, *about))
     columns = ["published", "tables", "seeds", "core-hours", *told]
     return pd.DataFrame(rows, columns=columns)
