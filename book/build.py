@@ -141,6 +141,7 @@ def fold(page):
     notebook, cells = nbformat.read(SOURCE / page, 4), []
     default = papermill.inspect_notebook(page).get("preset", {}).get("default", PRESET)
     preset = notebook.metadata.papermill.parameters.get("preset", default.strip('"'))
+    name = preset if preset in published_names() else evidence(experiment(preset), ["levels"])
     for cell in notebook.cells:
         if cell.cell_type == "code":
             while cells and is_silent(cells[-1]):
@@ -156,16 +157,15 @@ def fold(page):
                 module, _, function = calls[-1].partition(".")
                 if "figure" in about and (module := getattr(findings, module, None)):
                     source = f" {{py:func}}`Source <unmask.findings.{calls[-1]}>`"
-                    about["figure"]["caption"] += source + csv(getattr(module, function), preset)
+                    about["figure"]["caption"] += source + csv(getattr(module, function), name)
         cells += [cell, *live(cell)]
     notebook.cells = cells
     nbformat.write(notebook, SOURCE / page)
 
 
-def csv(function, preset):
-    """Links to the published tables that a figure is drawn from: those that its function, or one
-    that it calls, asks for by name."""
-    name = preset if preset in published_names() else evidence(experiment(preset), ["levels"])
+def csv(function, name):
+    """Links to the tables published as `name` that a figure is drawn from: those that its function,
+    or one that it calls, asks for by name."""
     seen, waiting, asked = set(), [function], set()
     while waiting:
         seen.add(one := waiting.pop())

@@ -257,13 +257,13 @@ def training_steps(e: unmask.Experiment) -> dict[str, float]:
 
 def provenances(folder: Path = results.FOLDER) -> pd.DataFrame:
     """Where each published result comes from, a row for each instalment."""
-    told = "computed", "processor", "published from commit"
     rows = []
     for name in results.published_names(folder):
         for one in results.provenance(name, folder)["instalments"]:
             seeds = f"{one['first_seed']} to {one['first_seed'] + one['seeds'] - 1}"
             hours = f"{one['core_seconds'] / 3600:.1f}"
-            about = (one[what].partition(" (")[0] for what in told)  # no family and model
+            where = one["processor"].partition(" (")[0] if one["device"] == "cpu" else one["device"]
+            about = one["computed"], where, one["published from commit"]
             rows.append((name, len(one["tables"]), seeds, hours, *about))
-    columns = ["published", "tables", "seeds", "core-hours", *told]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["published", "tables", "seeds", "core-hours", "computed", "where"]
+    return pd.DataFrame(rows, columns=[*columns, "published from commit"])

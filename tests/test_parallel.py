@@ -155,6 +155,21 @@ def run(tasks, store, jobs):
         parallel.run(tasks, workers)
 
 
+def test_a_node_is_waited_for_without_asking_all_the_time(store, monkeypatch):
+    """Nothing is under way, and nothing can be: a cluster may have no node for a while."""
+    slept, asked = [], iter([0, 0, 0])
+    monkeypatch.setattr(parallel.time, "sleep", slept.append)
+
+    class Late(parallel.Workers):
+        def room(self):
+            return next(asked, 1)
+
+    store.prepare()
+    task = Task(fail_or_put, (("a", ""),), (Output("a.csv", "a", 1),), (frozenset(),))
+    parallel.run([task], Late(Lab(experiment("smoke"), store)))
+    assert "a.csv" in store and slept.count(1) == 3
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_what_fails_stops_only_what_needs_it(store, jobs, capfd):
     def of(name, how, *needs):
@@ -296,6 +311,8 @@ def test_two_runs_at_once_do_each_training_once(tmp_path, monkeypatch):
         lab.train_all = counted
         sys.exit(main("run smoke --tables levels --jobs 1 --set seeds=4".split()))"""
     monkeypatch.setenv("UNMASK_STORE", str(tmp_path / "store"))
+    for i in range(2):
+        (tmp_path / f"{i}").touch()  # who starts late may find nothing left to train
     runs = [
         subprocess.Popen([sys.executable, "-c", script, str(tmp_path / f"{i}")]) for i in range(2)
     ]

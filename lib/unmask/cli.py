@@ -219,7 +219,6 @@ def _export(options) -> None:
 
 
 def _store(options) -> int:
-
     store, damaged, unreadable = Store(), 0, []
     if not exists(store.root):
         raise UnmaskError(f"store={str(store.root)!r}: there is no store")

@@ -281,6 +281,7 @@ def _walk(shown: Progress, found: Workers) -> list[UnmaskError]:
             else:
                 release(index)
         # Wait for the next to end, or for a node to come, and see what came of it.
+        time.sleep(1 if ready and not started else 0)
         for future in wait(started, timeout=1, return_when=FIRST_COMPLETED).done:
             index = started.pop(future)
             outcome = found.outcome(future, shown.running[index][1])

@@ -333,10 +333,10 @@ def by_theory(found: Tables, e: Experiment) -> str:
     rows = found["dense_limits"].query("mask == 'magnitude'").groupby("gradient").ratio
     low, high = rows.min(), rows.max()
     flat, sloped = (f"{low[counts]:.0%} to {high[counts]:.0%}" for counts in (False, True))
-    wide = bool(high[False] - low[False] > 2 * e.limit_tolerance)
+    wide = ": too wide to decide" if high[False] - low[False] > 2 * e.limit_tolerance else ""
     return (
         f" The theory of random subspaces, by estimates of curvature, lets {flat} of the weights "
-        f"go, depending on how it is read{': too wide to decide' * wide}; {sloped} if the slope "
+        f"go, depending on how it is read{wide}; {sloped} if the slope "
         "that is left counts."
     )
 
