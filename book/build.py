@@ -2,8 +2,7 @@
 
 The book is built from a staged copy (`build/src`), so the sources stay untouched while the links
 of its pages still match the repository. With `--publish` the pages about published results are
-composed anew, the committed notebooks get the outputs of the cells that nbval compares, and the
-README its figure.
+composed anew, and the README gets its figure.
 """
 
 import argparse
@@ -16,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -27,7 +25,9 @@ import vl_convert
 import yaml
 from pages import PUBLISHED
 
+import unmask.execute
 from unmask import experiment, findings, plots
+from unmask.errors import UnmaskError
 from unmask.findings.connectivity import VEGA_LITE
 from unmask.results import evidence, published_names
 
@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--preset", default=PRESET, help="compute this (default: %(default)s)")
     options = parser.parse_args()
     publish, compute = options.publish, options.source != "published"
-    asked = ("preset", options.preset) if compute else ("compute", "False")
+    asked = {"preset": options.preset} if compute else {"compute": False}
     os.chdir(ROOT)
 
     times = {"compute": timed(run, "unmask", "run", options.preset) if compute else 0.0}
@@ -122,13 +122,17 @@ def run(command, *arguments):
 def execute(notebooks, asked):
     """Execute them side by side, with the parameter `asked` where they may compute: their tables
     are in the store, or published."""
-    calls = []
-    for page in notebooks:
-        takes = "compute" in papermill.inspect_notebook(page)
-        options = ("-p", *asked) if takes else ()
-        calls.append(("unmask", "execute", page, "--output", SOURCE / page, *options))
-    with ThreadPoolExecutor(min(4, joblib.cpu_count())) as pool:
-        list(pool.map(lambda call: run(*call), calls))
+
+    def one(page):
+        parameters = asked if "compute" in papermill.inspect_notebook(page) else {}
+        unmask.execute.execute(page, SOURCE / page, parameters)
+        print(f"unmask: wrote {SOURCE / page}", flush=True)
+
+    try:
+        side_by_side = joblib.Parallel(min(4, joblib.cpu_count()), prefer="threads")
+        side_by_side(joblib.delayed(one)(page) for page in notebooks)
+    except UnmaskError as error:
+        sys.exit(f"book/build.py: {error}")
     for page in notebooks:
         fold(page)
         save_main_figure(page)

@@ -1,5 +1,6 @@
 """Shared by the library's tests: a tiny experiment, and a store of its own for every test."""
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -73,7 +74,10 @@ def anywhere(request, tmp_path):
 
 @pytest.fixture(scope="session")
 def smoke_store(tmp_path_factory):
-    """A store that the tests of the `smoke` preset share: what one computes the next finds."""
+    """A store that the tests of the `smoke` preset share: what one computes the next finds, also
+    in another worker of pytest."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return Store(tmp_path_factory.getbasetemp().parent / "smoke")
     return Store(tmp_path_factory.mktemp("smoke"))
 
 

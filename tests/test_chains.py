@@ -39,6 +39,9 @@ class Cold(NamedTuple):
     asked: list  # networks that a part of a table asked for
 
 
+of_cold = pytest.mark.xdist_group("cold")  # so that one worker of pytest computes it
+
+
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory):
     steps, missing, unplanned, asked, measuring = [], [], [], [], []
@@ -261,6 +264,7 @@ def test_each_node_is_in_one_task_which_names_what_it_is_made_from(tiny, store, 
     assert together and all(len(groups) == 1 for at, groups in together.items() if at.rewind_step)
 
 
+@of_cold
 def test_an_empty_store_costs_what_is_counted(cold):
     e = cold.lab.experiment
     nodes = tables.graph(e, tables.known_tables())
@@ -274,12 +278,14 @@ def test_an_empty_store_costs_what_is_counted(cold):
     assert tables.complete(cold.lab, tables.known_tables()) == tables.known_tables()
 
 
+@of_cold
 def test_all_that_is_computed_finds_what_it_is_made_from(cold):
     """And no part of a table trains a network of the chains, as it would if it did not declare
     that it needs it."""
     assert cold.missing == [] and cold.unplanned == []
 
 
+@of_cold
 def test_a_table_needs_what_its_parts_ask_for(cold):
     """Each by itself, so that it can be computed alone, and its trainings in parallel."""
     e, needed = cold.lab.experiment, {}
@@ -360,6 +366,7 @@ def test_results_do_not_depend_on_the_callers_threads(smoke, tmp_path):
     assert parts[0].equals(parts[1]) and torch.get_num_threads() == 4
 
 
+@of_cold
 def test_two_cold_runs_with_one_and_two_jobs_give_byte_identical_tables(cold, store):
     unmask.measure("smoke", store=store, jobs=2)
     one, two = (
@@ -370,6 +377,7 @@ def test_two_cold_runs_with_one_and_two_jobs_give_byte_identical_tables(cold, st
     assert [name for name in one if one[name] != two[name]] == []
 
 
+@of_cold
 def test_tables_have_a_row_for_every_case(cold):
     assert list(cold.tables) == tables.known_tables()
     rows = {name: len(table) for name, table in cold.tables.items()}

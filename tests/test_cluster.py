@@ -91,11 +91,9 @@ def while_it_runs(store, entries, harm):
     return thread
 
 
-@pytest.mark.parametrize("where", ["folder", "bucket"])
-def test_tables_are_those_of_one_process(where, e, serial, nodes, request, capfd):
-    store = request.getfixturevalue("store")
-    if where == "bucket":
-        store = Store(f"{request.getfixturevalue('bucket').url}/on-ray")
+def test_tables_are_those_of_one_process(e, serial, nodes, bucket, capfd):
+    """In a bucket; those in a folder are below."""
+    store = Store(f"{bucket.url}/on-ray")
     measure(e, store, nodes)
     assert contents(store) == serial
     last = capfd.readouterr().err.splitlines()[-1]

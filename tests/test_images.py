@@ -709,7 +709,7 @@ REDUCED = dict(
 CIFAR = dict(dataset="imagefolder", folder="cifar10-jpeg", classes=10)
 CHANGES = {
     "mnist_lenet": dict(width=30),
-    "cifar10_resnet20": CIFAR | dict(width=4),
+    "cifar10_resnet8": CIFAR | dict(width=4),
     "cifar100_resnet18": CIFAR | dict(width=4),
 }
 
@@ -718,7 +718,7 @@ CHANGES = {
     "preset, shape, mean",
     [
         ("mnist_lenet", (60_000, 1, 28, 28), [0.1307]),
-        ("cifar10_resnet20", (50_000, 3, 32, 32), [0.4914, 0.4822, 0.4465]),
+        ("cifar10_resnet8", (50_000, 3, 32, 32), [0.4914, 0.4822, 0.4465]),
     ],
 )
 def test_real_images_are_those_of_the_data_set(
@@ -744,7 +744,7 @@ NOTEBOOKS = sorted(ROOT.glob("notebooks/0[1-6]*.ipynb"))
         pytest.param(preset, notebook, marks=pytest.mark.xdist_group(preset))
         for preset in CHANGES
         for notebook in NOTEBOOKS
-        if preset == "cifar10_resnet20" or notebook.stem.startswith("02")
+        if preset == "cifar10_resnet8" or notebook.stem.startswith("02")
     ],
     ids=lambda value: getattr(value, "stem", value),
 )

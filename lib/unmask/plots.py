@@ -50,6 +50,7 @@ def set_style() -> None:
         "lines.markersize": 5,
     }
     sns.set_theme("notebook", "ticks", "colorblind", rc=look)
+    plt.uninstall_repl_displayhook()  # which draws what is about to be shown once before
 
 
 def source(function):

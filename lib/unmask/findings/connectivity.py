@@ -8,7 +8,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import yaml
 from matplotlib.figure import Figure
 
@@ -474,18 +473,19 @@ def pairs_of_levels(tables: Tables, e: Experiment) -> Figure:
     A line marks the sparsest level up to which all levels match, on average over seeds."""
     pairs, levels, size = tables["pairs"], tables["levels"], range(e.levels + 1)
     means = PERCENT * pairs.groupby(["rewind_step", "level", "other"]).barrier.mean()
-    look = dict(vmin=0, vmax=means.max(), cmap="viridis_r", square=True, cbar=False)
+    look = dict(vmin=0, vmax=means.max(), cmap="viridis_r", rasterized=True)
     steps = sorted(pairs.rewind_step.unique())
     figure, axes = plots.panel_rows(len(steps), width=3.0, height=3.0)
     for ax, (label, _, chain) in zip(axes, by_step(pairs, e)):
         grid = means[chain.rewind_step.iloc[0]].unstack().reindex(index=size, columns=size)
         full = grid.combine_first(grid.T)
-        sns.heatmap(full, ax=ax, rasterized=True, **look)
+        ax.pcolormesh(full, **look)
         last = _last_matching(levels[levels.rewind_step == chain.rewind_step.iloc[0]], tables, e)
         for line in (ax.axhline, ax.axvline):
             line(last + 1, color="#d55e00", lw=1.5, ls="--")
         ticks = np.array(size[:: max(2, len(size) // 6)])
         ax.set(title=label, xlabel="level", ylabel="level" if ax is axes[0] else "")
+        ax.set(aspect="equal", ylim=(len(size), 0))
         ax.set_xticks(ticks + 0.5, ticks)
         ax.set_yticks(ticks + 0.5, ticks)
         ax.tick_params(labelsize="small", rotation=0)
