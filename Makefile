@@ -18,7 +18,8 @@ INSTALLED = .venv/.installed
 
 # The trainings are small: one thread each, and as many processes as are useful.
 export OMP_NUM_THREADS = 1
-PYTEST = $(BIN)/pytest -q -n auto --maxprocesses 4
+# A test often waits for a program that it started: three of them keep two cores at work.
+PYTEST = $(BIN)/pytest -q -n 3
 
 .PHONY: book pdf test publish bench clean help
 

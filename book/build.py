@@ -25,9 +25,8 @@ import vl_convert
 import yaml
 from pages import PUBLISHED
 
-import unmask.execute
-from unmask import experiment, findings, plots
-from unmask.errors import UnmaskError
+from unmask import UnmaskError, experiment, findings, plots
+from unmask.execute import execute
 from unmask.findings.connectivity import VEGA_LITE
 from unmask.results import evidence, published_names
 
@@ -58,14 +57,13 @@ def main():
             nbformat.write(compose(preset), f"notebooks/{about['page']}.ipynb")
     stage()
     notebooks = [page for page in toc_files() if page.suffix == ".ipynb"]
-    times["notebooks"] = timed(execute, notebooks, asked)
+    times["notebooks"] = timed(execute_all, notebooks, asked)
     quietly = "--path-output", "build", "-W", "--keep-going", "-q"
     times["pages"] = timed(run, "jupyter-book", "build", SOURCE, *quietly)
     # In a function: other scripts of a page use some of its names.
     library = f"(() => {{{vl_convert.javascript_bundle()}}})()"
     (INDEX.parent / "_static/vega.js").write_text(library)
     if publish:
-        IMAGES.mkdir(exist_ok=True)
         shutil.copy(SOURCE / README_FIGURE, README_FIGURE)
 
     print("\nTime taken")
@@ -119,18 +117,16 @@ def run(command, *arguments):
         sys.exit(f"book/build.py: failed with exit status {code}: {command} {' '.join(arguments)}")
 
 
-def execute(notebooks, asked):
-    """Execute them side by side, with the parameter `asked` where they may compute: their tables
-    are in the store, or published."""
+def execute_all(notebooks, asked):
+    """Side by side, with the parameter `asked` where they may compute: their tables are in the
+    store, or published."""
 
     def one(page):
-        parameters = asked if "compute" in papermill.inspect_notebook(page) else {}
-        unmask.execute.execute(page, SOURCE / page, parameters)
+        execute(page, SOURCE / page, asked if "compute" in papermill.inspect_notebook(page) else {})
         print(f"unmask: wrote {SOURCE / page}", flush=True)
 
     try:
-        side_by_side = joblib.Parallel(min(4, joblib.cpu_count()), prefer="threads")
-        side_by_side(joblib.delayed(one)(page) for page in notebooks)
+        joblib.Parallel(-1, prefer="threads")(map(joblib.delayed(one), notebooks))
     except UnmaskError as error:
         sys.exit(f"book/build.py: {error}")
     for page in notebooks:

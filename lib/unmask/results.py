@@ -246,8 +246,7 @@ def shown(
     tables.check_tables(names)
     name = evidence(chosen, names)
     if name is None and not compute:
-        said = f"compute=False: {', '.join(names)} of {chosen.preset} are not published"
-        raise UnmaskError(said)
+        raise UnmaskError(f"compute=False: {', '.join(names)} of {chosen.preset} are not published")
     here = tables.measure(chosen, names, jobs=jobs, backend=backend) if compute else None
     if name is None:
         return Shown(chosen, here)
