@@ -709,7 +709,7 @@ REDUCED = dict(
 CIFAR = dict(dataset="imagefolder", folder="cifar10-jpeg", classes=10)
 CHANGES = {
     "mnist_lenet": dict(width=30),
-    "cifar10_resnet8": CIFAR | dict(width=4),
+    "cifar10_resnet8": CIFAR | dict(width=8),
     "cifar100_resnet18": CIFAR | dict(width=4),
 }
 
