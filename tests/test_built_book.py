@@ -284,7 +284,8 @@ def test_a_reader_sees_all_of_the_page(tab, page, scheme, width):
     assert tab.evaluate(UNRENDERED_MATH) == []
     assert tab.evaluate(STICKING_OUT) == []
     quick = {"preload": False, "resultTypes": ["violations"]}
-    found = Axe().run(tab, options={"runOnly": WCAG, **quick})
+    alike = {"exclude": [["dl.py ~ dl.py ~ dl.py"]]}  # all but a few functions of the API's page
+    found = Axe().run(tab, context=alike, options={"runOnly": WCAG, **quick})
     assert found.response["passes"]
     assert found.violations_count == 0, found.generate_report()
     assert tab.evaluate(IDLE_STOPS) == []
