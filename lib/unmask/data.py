@@ -137,17 +137,14 @@ def load(experiment: Experiment, store: Store) -> Data:
     another size, a class without images or in one split only."""
     with processes.first_alone():  # which downloads and decodes
         if experiment.dataset == "mnist1d":
-            return _signals(experiment, store)
+            fields = "dataset", "train_samples", "test_samples", "data_seed"
+            name = f"data/{experiment.dataset}-{experiment.digest(*fields)}"
+            return Data(*_stored(store, name, lambda: _mnist1d(experiment)))
         if experiment.dataset == "imagefolder":
             return _folder(experiment, store)
         if own.is_own(experiment.dataset):
             return _own(experiment, store)
         return _torchvision(experiment)
-
-
-def _signals(e: Experiment, store: Store) -> Data:
-    fields = "dataset", "train_samples", "test_samples", "data_seed"
-    return Data(*_stored(store, f"data/{e.dataset}-{e.digest(*fields)}", lambda: _mnist1d(e)))
 
 
 def _stored(store: Store, name: str, make: Callable[[], Iterable[torch.Tensor]]) -> list[Split]:

@@ -106,7 +106,7 @@ class Lab:
     def rewind_point(self, seed: int, step: int) -> State:
         """`w_tau`: the dense run's state at a step before the end."""
         name = self._rewind_name(seed, step)
-        stored = self.store.tensors(name, self._is_state)
+        stored = self.store.tensors(name, lambda found: _kinds(found) == self._state_kinds)
         if stored is None:
             dense, e = self.start(chains.dense(seed)), self.experiment
             (trained,) = train_all(e, self.data.train, [dense], 0, [step], store=self.store)
@@ -160,15 +160,12 @@ class Lab:
 
     @functools.cached_property
     def _state_kinds(self) -> dict:
-        """Shape and type of every tensor of a state."""
+        """Shape and type of every tensor of a state. (Its weights need not be finite: see
+        `_train`.)"""
         return _kinds(networks.state_of(self.network))
 
-    def _is_state(self, stored: dict) -> bool:
-        """Is it a state of this network? (Its weights need not be finite: see `_train`.)"""
-        return _kinds(stored) == self._state_kinds
-
     def _is_ticket(self, stored: dict) -> bool:
-        """The same, with a mask, and perhaps a course."""
+        """Is it a state of this network with a mask, and perhaps a course?"""
         masks = _kinds(Ticket({}, self.dense_mask).tensors())
         found = {name: t for name, t in stored.items() if not name.startswith("course:")}
         return _kinds(found) == self._state_kinds | masks

@@ -59,7 +59,8 @@ class Table:
     sends through the network, forward, likewise; `memory`: bytes that it takes beside network and
     data, likewise. `tensors`: it is no table but a dict of tensors that several tables are made
     from. `asked`: it is computed only where it is asked for, by its name if it has `cases`, or else
-    part by part. `cases`: which keys an experiment has; by default every seed (and rewind step).
+    part by part. `cases`: which keys an experiment has; by default every seed (and rewind step, and
+    each level that the field `levels` names, all below the last, as the next is measured, too).
     `needs`: what a part is made from, a function of experiment and keys; by default the whole IMP
     chain of its seed and rewind step."""
 
@@ -72,6 +73,7 @@ class Table:
     tensors: bool = False
     asked: bool = False
     cases: Callable[[Experiment], Iterable[tuple]] | None = None
+    levels: str = ""
     needs: Callable[..., Iterable[Node]] | None = None
 
     def __post_init__(self):
@@ -80,7 +82,10 @@ class Table:
         TABLES[self.name] = self
 
     def __call__(self, lab: Lab, *keys):
-        return self.measure(lab, *keys)
+        from .train import single_thread
+
+        with single_thread():
+            return self.measure(lab, *keys)
 
     def __reduce__(self) -> str:  # to a worker it goes by name, as a function does
         return self.__qualname__
@@ -92,6 +97,12 @@ class Table:
             said = f"control_every={e.control_every}: must be at most levels={e.levels}"
             raise UnmaskError(f"{said}: --set control_every={e.levels} fits")
         ranges = {"seed": e.all_seeds, "rewind_step": e.rewind_steps}
+        if self.levels:
+            ranges["level"] = levels = getattr(e, self.levels)
+            if levels[-1] >= e.levels:
+                fit = ",".join(str(level) for level in levels if level < e.levels) or "0"
+                said = f"{self.levels}={list(levels)}: must be below levels={e.levels}, as the next"
+                raise UnmaskError(f"{said} is measured, too: --set {self.levels}={fit} fits")
         cases = self.cases(e) if self.cases else product(*(ranges[key] for key in self.keys))
         return [Part(self.name, keys) for keys in cases]
 
@@ -101,19 +112,24 @@ class Table:
         named = dict(zip(self.keys, keys))
         return chains.chain(e, named["seed"], named.get("rewind_step", e.latest))
 
-    def read(self, lab: Lab, keys: tuple):
-        """A part, from the store; measured first if it is not there."""
-        from .train import single_thread
-
+    def read(self, lab: Lab | Shelf, keys: tuple):
+        """A part, from the store, its keys in front; measured first if it is not there."""
         name, began = entry(lab, Part(self.name, keys), ending=False), time.perf_counter()
-        with single_thread():
-            if not self.tensors:
-                part = lab.store.table(name, lambda: self.measure(lab, *keys))
-            elif (part := lab.store.tensors(name)) is None:
-                part = self.measure(lab, *keys)
-                lab.store.put_tensors(name, part, time.perf_counter() - began)
+        if not self.tensors:
+            part = lab.store.table(name, lambda: self(lab, *keys))
+            part = labelled(part, **dict(zip(self.keys, keys)))
+        elif (part := lab.store.tensors(name)) is None:
+            part = self(lab, *keys)
+            lab.store.put_tensors(name, part, time.perf_counter() - began)
         lab.store.finish()
         return part
+
+
+class Shelf(NamedTuple):
+    """What of a lab is needed to read what its store has: no network, and no torch."""
+
+    experiment: Experiment
+    store: Store
 
 
 def table(keys: tuple[str, ...], **options) -> Callable[[Callable], Table]:
@@ -165,13 +181,13 @@ def measure(
         backend: "local", or "ray" for the Ray cluster at an `address`; by default that which this
             machine is part of, or else one of its own. All its nodes have to see the store.
     Raises UnmaskError: bad input, found before any computing."""
-    from .lab import Lab
-
     names = known_tables() if names is None else names
-    check_tables(names)
     e = chosen if isinstance(chosen, Experiment) else experiment(chosen)
-    lab = Lab(e, store if isinstance(store, Store) else Store(store))
-    compute(lab, names, jobs, backend, address)
+    lab = Shelf(e, store if isinstance(store, Store) else Store(store))
+    if not all(lab.store.whole(entry(lab, part)) for part in all_parts(e, names)):
+        from .lab import Lab
+
+        compute(lab := Lab(*lab), names, jobs, backend, address)
     return {name: read(lab, name) for name in names}
 
 
@@ -185,7 +201,6 @@ def compute(
     """Put all parts of named tables, or single nodes, into the lab's store, in parallel; see
     `measure`.
     Raises UnmaskError: bad input, found before any computing."""
-    check_tables(name for name in wanted if isinstance(name, str))
     parallel.check_jobs(jobs)
     parallel.check_backend(backend, address)
     if parents := missing(lab, wanted):
@@ -223,12 +238,10 @@ def estimate(lab: Lab, nodes: Iterable[Node], jobs: int, least: int = 200_000) -
     )
 
 
-def read(lab: Lab, name: str) -> pd.DataFrame:
-    """A whole table from the store, its keys as columns in front."""
-    declared, parts = TABLES[name], []
-    for _, keys in declared.parts(lab.experiment):
-        part = declared.read(lab, keys)
-        parts.append(labelled(part, **dict(zip(declared.keys, keys))))
+def read(lab: Lab | Shelf, name: str) -> pd.DataFrame:
+    """A whole table from the store."""
+    declared = TABLES[name]
+    parts = [declared.read(lab, keys) for _, keys in declared.parts(lab.experiment)]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -246,21 +259,10 @@ def labelled(table: pd.DataFrame, **labels) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(labels, index=table.index), table], axis=1)
 
 
-def levels_below_the_last(e: Experiment, field: str) -> tuple[int, ...]:
-    """The levels that a field names.
-    Raises UnmaskError: one of them has no next level."""
-    levels = getattr(e, field)
-    if levels[-1] >= e.levels:
-        fit = ",".join(str(level) for level in levels if level < e.levels) or "0"
-        said = f"{field}={list(levels)}: must be below levels={e.levels}, as the next is measured"
-        raise UnmaskError(f"{said}, too: --set {field}={fit} fits")
-    return levels
-
-
 # What is computed, and in which order
 
 
-def entry(lab: Lab, node: Node, ending: bool = True) -> str:
+def entry(lab: Lab | Shelf, node: Node, ending: bool = True) -> str:
     """A node's name in the store."""
     if isinstance(node, Place):
         return lab.name(node) + TENSORS * ending
@@ -272,6 +274,21 @@ def entry(lab: Lab, node: Node, ending: bool = True) -> str:
     words = [node.table, *(str(value).replace(" ", "-") for value in named.values())]
     name = f"{folder}/{'-'.join(words)}-{e.digest(*declared.reads)}"
     return name + (TENSORS if declared.tensors else TABLE) * ending
+
+
+def all_parts(e: Experiment, wanted: Sequence[str | Node]) -> list[Node]:
+    """Single nodes as they are, named tables in parts.
+    Raises UnmaskError: there is no such table, or it is about levels that the experiment lacks."""
+    check_tables(name for name in wanted if isinstance(name, str))
+    parts, said = [], []
+    for one in wanted:
+        try:
+            parts += [one] if isinstance(one, tuple) else TABLES[one].parts(e)
+        except UnmaskError as error:
+            said.append(str(error))
+    if said:  # all that does not fit at once, each once
+        raise UnmaskError("; ".join(dict.fromkeys(said)))
+    return parts
 
 
 def missing(lab: Lab, wanted: Sequence[str | Node]) -> dict[Node, list[Node]]:
@@ -286,15 +303,7 @@ def graph(
 
     What is `there` needs nothing, nor does what only it would need.
     Raises UnmaskError: tables are about levels that the experiment does not have."""
-    parents, waiting, said = {}, [], {}
-    for one in reversed(wanted):
-        try:
-            waiting += [one] if isinstance(one, tuple) else TABLES[one].parts(e)[::-1]
-        except UnmaskError as error:
-            said[str(error)] = one  # all that does not fit at once, each once
-    if said:
-        raise UnmaskError("; ".join(reversed(said)))
-    seen = set()
+    parents, waiting, seen = {}, all_parts(e, wanted)[::-1], set()
     while waiting:
         node = waiting.pop()
         if node in seen:

@@ -150,7 +150,9 @@ class Run:
         loss.backward()
         with torch.no_grad():
             # As torch.optim.SGD, for all parameters in one vector.
-            gradient = torch.cat([_flat(_gradient(p), p) for p in self.parameters])
+            # zero where the loss does not depend on it
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            gradient = torch.cat(list(map(_flat, gradients, self.parameters)))
             update = self.velocity.mul_(e.momentum).add_(gradient) if e.momentum else gradient
             if e.weight_decay:
                 update.add_(self.weights, alpha=e.weight_decay)
@@ -168,11 +170,6 @@ class Run:
     def states(self) -> list[State]:
         """A copy of each replicate's state."""
         return networks.unstack(networks.state_of(self.network), self.count)
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    """Zero where the loss does not depend on it."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def is_finite(state: State) -> bool:

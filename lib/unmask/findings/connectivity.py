@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from ..chains import both_levels
 from ..experiments import Experiment
 from ..plots import LABELS, PERCENT, by_step, matching_line, mean_and_range, plain_log, styles
 from ..plots import threshold_line
-from ..tables import labelled, levels_below_the_last, table
+from ..tables import labelled, table
 from ..verdicts import METRICS, Claims, Tables, at_earliest, at_latest, barrier, barriers, by_seed
 from ..verdicts import in_numbers, in_sublevel_set, interval, is_at_most, is_connected, judge
 from ..verdicts import log_barrier, reference_errors, settings_in_numbers, where_imp_matches
@@ -75,16 +75,12 @@ def pairs(lab, seed, rewind_step) -> pd.DataFrame:
 PROJECTION, FINE_TUNED, RETRAINED = "projection", "fine-tuned", "retrained"
 
 
-def _probed(e: Experiment):
-    return product(e.all_seeds, e.rewind_steps, levels_below_the_last(e, "probe_levels"))
-
-
 @table(
     ("seed", "rewind_step", "level"),
     reads=("barrier_points",),
     steps=lambda e, seed, rewind_step, level: e.steps - rewind_step,
     passes=lambda e, *keys: 3 * e.barrier_points * e.evaluated[0],
-    cases=_probed,
+    levels="probe_levels",
     needs=both_levels,
 )
 def subspaces(lab, seed, rewind_step, level) -> pd.DataFrame:

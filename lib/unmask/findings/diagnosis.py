@@ -574,9 +574,7 @@ class Diagnosis:
         self._compute(parts)
         self.nodes |= set(tables.graph(self.lab.experiment, parts))
         for part in parts:
-            declared = tables.TABLES[name]
-            rows = declared.read(self.lab, part.keys)
-            rows = tables.labelled(rows, **dict(zip(declared.keys, part.keys)))
+            rows = tables.TABLES[name].read(self.lab, part.keys)
             self.tables[name] = pd.concat([self.tables.get(name), rows], ignore_index=True)
         return self.tables[name]
 

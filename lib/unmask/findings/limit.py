@@ -24,7 +24,7 @@ from ..chains import place
 from ..errors import Degenerate, UnmaskError
 from ..experiments import Experiment
 from ..plots import DASHES, PERCENT, styles
-from ..tables import Part, levels_below_the_last, table
+from ..tables import Part, table
 from ..verdicts import Claims, Tables, at_latest, barrier, by_seed, in_numbers
 from ..verdicts import in_sublevel_set, interval, judge, settings_in_numbers, with_matching
 
@@ -247,10 +247,6 @@ _READS = ("rewind_steps", *_CURVATURE)
 _KEYS = ("seed", "level")
 
 
-def _limited(e: Experiment):
-    return product(e.all_seeds, levels_below_the_last(e, "limit_levels"))
-
-
 def _solved(e: Experiment, seed: int, level: int):
     return [place(e, "imp", seed, e.latest, level)]
 
@@ -272,7 +268,7 @@ def _matrices(e: Experiment, seed: int, level: int) -> float:
 _COSTS = dict(passes=_products, memory=_matrices)
 
 
-@table(_KEYS, reads=_READS, tensors=True, cases=_limited, needs=_solved, **_COSTS)
+@table(_KEYS, reads=_READS, tensors=True, levels="limit_levels", needs=_solved, **_COSTS)
 def curvature(lab, seed, level) -> dict:
     """Curvature at one solution, which several tables share. All float64:
 
@@ -337,7 +333,7 @@ def _spectra(lab, seed: int, level: int) -> tuple[dict, dict]:
     return spectra, found
 
 
-@table(_KEYS, reads=_READS, cases=_limited, needs=_curved)
+@table(_KEYS, reads=_READS, levels="limit_levels", needs=_curved)
 def spectra(lab, seed, level) -> pd.DataFrame:
     """The eigenvalues at one solution, by rank.
 
@@ -355,7 +351,7 @@ def spectra(lab, seed, level) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@table(_KEYS, reads=_READS, cases=_limited, needs=_curved)
+@table(_KEYS, reads=_READS, levels="limit_levels", needs=_curved)
 def curvatures(lab, seed, level) -> pd.DataFrame:
     """The spectra at one solution in a few numbers.
 
@@ -373,7 +369,7 @@ def curvatures(lab, seed, level) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "negative", "norm"])
 
 
-@table(_KEYS, reads=(*_READS, "loss_height"), cases=_limited, needs=_curved)
+@table(_KEYS, reads=(*_READS, "loss_height"), levels="limit_levels", needs=_curved)
 def predictions(lab, seed, level) -> pd.DataFrame:
     """The predicted maximum pruning ratio at one solution.
 
@@ -443,7 +439,7 @@ def dense_limits(lab, seed) -> pd.DataFrame:
     _KEYS,
     reads=("rewind_steps", "curvature_samples", "prune_fraction"),
     passes=lambda e, *keys: 10 * (1 + DRAWS) * e.curvature_samples,
-    cases=_limited,
+    levels="limit_levels",
     needs=_solved,
 )
 def displacements(lab, seed, level) -> pd.DataFrame:
@@ -499,7 +495,7 @@ def _searches(e: Experiment) -> float:
     reads=("rewind_steps", "prune_ratios", "barrier_points", "epsilon", "lmc_threshold"),
     steps=lambda e, *keys: _searches(e) * (e.steps - e.latest),
     passes=lambda e, *keys: _searches(e) * e.barrier_points * e.evaluated[0],
-    cases=_limited,
+    levels="limit_levels",
     needs=_solved,
 )
 def prunings(lab, seed, level) -> pd.DataFrame:

@@ -6,7 +6,6 @@ batch-norm parameters stay where they are.
 
 from __future__ import annotations
 
-from itertools import product
 from typing import NamedTuple
 
 import pandas as pd
@@ -18,7 +17,7 @@ from .. import plots
 from ..chains import both_levels
 from ..experiments import Experiment
 from ..plots import PERCENT, by_step, mean_and_range, plain_log
-from ..tables import levels_below_the_last, table
+from ..tables import table
 from ..verdicts import Claims, Tables, at_earliest, at_latest, barrier, by_seed, is_connected
 from ..verdicts import in_numbers, judge, log_barrier, settings_in_numbers, with_matching
 
@@ -64,10 +63,6 @@ def perturbed(lab, seed, rewind_step, level) -> list[Pair]:
     return [*pairs, Pair(IMP, 1.0, here, there)]
 
 
-def _probed(e: Experiment):
-    return product(e.all_seeds, e.rewind_steps, levels_below_the_last(e, "probe_levels"))
-
-
 def _trainings(e: Experiment, seed: int, rewind_step: int, level: int) -> float:
     return (2 * len(e.perturbation_lengths) + 3 - (level > 0)) * (e.steps - rewind_step)
 
@@ -81,7 +76,7 @@ def _paths(e: Experiment, *keys) -> float:
     reads=("barrier_points", "perturbation_lengths"),
     steps=_trainings,
     passes=_paths,
-    cases=_probed,
+    levels="probe_levels",
     needs=both_levels,
 )
 def perturbations(lab, seed, rewind_step, level) -> pd.DataFrame:
