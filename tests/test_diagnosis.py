@@ -264,6 +264,10 @@ def test_pairs_that_tell_where_imp_matches_are_told_from_those_that_do_not():
     # a pair can be right about the order, and yet above the threshold
     assert judged(perfect, careful)[0] == {0: [1, 0], 1: [1, 1]}
     assert len(diagnosis.told(published(perfect, careful), e).axes) == 2
+    # pairs of another kind alone, as MNIST's published tables have them
+    others = published(perfect, careful)
+    others["perturbations"].kind = "same"
+    assert diagnosis.trusted(others, e).evidence[0].words() == "no seed has a case"
 
 
 def test_the_area_is_the_share_of_cases_that_are_in_order():

@@ -301,7 +301,10 @@ def test_reading_asks_for_no_writing_there(bucket, monkeypatch, capsys):
 
 def test_a_url_of_a_folder_is_that_folder_and_data_stay_on_this_machine(tmp_path, monkeypatch):
     assert Store(f"file://{tmp_path}/store").root == tmp_path / "store"
-    monkeypatch.delenv("UNMASK_STORE", raising=False)
+    monkeypatch.setenv("UNMASK_STORE", f"file://{tmp_path}/store")
+    monkeypatch.delenv("UNMASK_DATA", raising=False)
+    assert Store().root == tmp_path / "store" and data.root() == tmp_path / "unmask-data"
+    monkeypatch.delenv("UNMASK_STORE")
     usual = default_root()
     for url in ("s3://bucket/store", "memory://x"):
         monkeypatch.setenv("UNMASK_STORE", url)

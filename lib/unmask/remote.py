@@ -25,7 +25,7 @@ BEAT, DEAD = 10, 60
 
 
 def is_url(root: Path | str) -> bool:
-    return "://" in str(root)
+    return "://" in str(root) and not str(root).startswith("file://")
 
 
 def at(url: str) -> UPath:

@@ -45,7 +45,7 @@ def default_root() -> Path:
     """`$UNMASK_STORE`, if it is a folder; else `store/` of the checkout this runs from; else the
     user's cache folder."""
     if (chosen := os.environ.get("UNMASK_STORE")) and not remote.is_url(chosen):
-        return Path(chosen)
+        return expanded(chosen)
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").exists():
         return checkout / "store"
@@ -69,8 +69,7 @@ class Store:
 
     def __init__(self, root: Path | str | None = None):
         root = root if root is not None else os.environ.get("UNMASK_STORE") or default_root()
-        local = not remote.is_url(root) or str(root).startswith("file://")
-        self.root = expanded(root) if local else remote.at(root)
+        self.root = remote.at(root) if remote.is_url(root) else expanded(root)
         self.unfinished: set[str] = set()  # trainings kept until what comes of them is stored
 
     def prepare(self) -> None:

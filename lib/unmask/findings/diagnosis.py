@@ -409,7 +409,8 @@ def trusted(found: Tables, e: Experiment) -> Verdicts:
     """By the rule of the book, at the densest level that was probed."""
     claims, figure = Claims("diagnosis", found, e), "fig-trusted"
     table = told_apart(found, e).query("level == @e.probe_levels[0]")
-    auc, late = (table.pivot(index="seed", columns="length", values=v) for v in ("auc", "late"))
+    table = table.pivot(index="seed", columns="length", values=["auc", "late"])
+    auc, late = (table.reindex(columns=[(v, NOISE), (v, PRUNING)])[v] for v in ("auc", "late"))
     claim = "pairs apart by d_L tell from which rewind steps IMP matches"
     claims.add(figure, claim, "AUC above 1/2", auc[PRUNING] - 0.5)
     claim = "they tell it better than pairs apart by the noise of SGD alone"
