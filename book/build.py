@@ -34,7 +34,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path("build/src")
 PRESET = "miniature_short"  # what the notebooks compute, unless told otherwise
 INDEX = Path("build/_build/html/index.html")
-BIN = Path(sys.executable).parent
 IMAGES = Path("book/images")
 README_FIGURE = IMAGES / "02_linear_connectivity.svg"
 
@@ -112,7 +111,7 @@ def run(command, *arguments):
     """Run a program of this virtual environment; if it fails, so does the build."""
     sys.stdout.flush()
     arguments = [str(argument) for argument in arguments]
-    code = subprocess.run([BIN / command, *arguments]).returncode
+    code = subprocess.run([Path(sys.executable).with_name(command), *arguments]).returncode
     if code:
         sys.exit(f"book/build.py: failed with exit status {code}: {command} {' '.join(arguments)}")
 

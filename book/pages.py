@@ -176,12 +176,14 @@ _COLUMNS = {
 }
 # work, column, what to multiply it by, the most milliseconds or the least of another, unit
 _TARGETS = (
-    ("training miniature", "textbook ratio", 1, 2, "times the textbook loop"),
+    ("training miniature", "textbook ratio", 1, 5, "times the textbook loop"),
     ("training mnist_lenet", "textbook ratio", 1, 15, "times the textbook loop"),
     ("training mnist_lenet", "of matrix product", 100, 50, "% of the matrix product's rate"),
+    ("training cifar10_resnet8", "of matrix product", 100, 60, "% of the matrix product's rate"),
     ("open_lth's training of LeNet-300-100", "ours, times as fast", 1, 10, "times our time"),
     ("book, empty store", "milliseconds", 1 / 60_000, 12, "minutes"),
-    ("start of unmask presets", "milliseconds", 1 / 1000, 0.5, "seconds"),
+    ("book, full store", "milliseconds", 1 / 1000, 75, "seconds"),
+    ("start of unmask presets", "milliseconds", 1 / 1000, 0.2, "seconds"),
     ("imports of a notebook", "milliseconds", 1 / 1000, 3, "seconds"),
 )
 
@@ -214,9 +216,8 @@ def bench_targets(measured: dict) -> pd.DataFrame:
         if work in measured["rows"]:
             found, most = scale * measured["rows"][work][column], column == "milliseconds"
             met = "yes" if (found <= aim if most else found >= aim) else "no"
-            rows.append(
-                (work, f"at {'most' if most else 'least'} {aim} {unit}", f"{found:.1f}", met)
-            )
+            aimed = f"at {'most' if most else 'least'} {aim} {unit}"
+            rows.append((work, aimed, f"{found:.1f}", met))
     return pd.DataFrame(rows, columns=["work", "aim", "measured", "met"]).set_index("work")
 
 
