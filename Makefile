@@ -47,7 +47,8 @@ test: $(INSTALLED)
 	$(PYTEST) --dist loadgroup tests --ignore tests/test_built_book.py
 	$(BIN)/unmask run miniature_short
 	$(PYTEST) --dist loadfile --nbval-lax --nbval-current-env \
-	    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks book/claims.ipynb --ignore-glob 'notebooks/0[789]_*'
+	    --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	    --ignore-glob 'notebooks/0[789]_*' notebooks book/claims.ipynb
 	$(BIN)/python book/build.py
 	$(PYTEST) tests/test_built_book.py
 

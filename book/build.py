@@ -125,7 +125,8 @@ def execute_all(notebooks, asked):
         print(f"unmask: wrote {SOURCE / page}", flush=True)
 
     try:
-        joblib.Parallel(-1, prefer="threads")(map(joblib.delayed(one), notebooks))
+        threads = joblib.Parallel(min(4, joblib.cpu_count()), prefer="threads")
+        threads(map(joblib.delayed(one), notebooks))
     except UnmaskError as error:
         sys.exit(f"book/build.py: {error}")
     for page in notebooks:
@@ -218,7 +219,6 @@ def stage():
     for name in ("_config.yml", "_toc.yml", "lib/unmask/fields.toml"):
         shutil.copy(name, SOURCE)
     (SOURCE / "notebooks").mkdir()
-    (SOURCE / IMAGES).mkdir(exist_ok=True)
 
 
 def toc_files():

@@ -107,7 +107,7 @@ def test_the_theory_is_that_of_the_exact_spectrum_if_lanczos_takes_enough_steps(
             rises if gradient else 0.0,
         )
         here = dict(mask="magnitude", reading="clipped", gradient=gradient)
-        assert row(many, steps=200, **here).ratio == pytest.approx(ratio[0], abs=0.02)
+        assert row(many, steps=200, **here).ratio == pytest.approx(ratio[0], abs=0.01)
         rows = quick[(quick["mask"] == "magnitude") & (quick.gradient == gradient)].ratio
         assert rows.min() <= ratio[0] <= rows.max()
     low, high = quick.query("mask == 'magnitude' and not gradient").ratio.agg(["min", "max"])

@@ -50,7 +50,8 @@ def set_style() -> None:
         "lines.markersize": 5,
     }
     sns.set_theme("notebook", "ticks", "colorblind", rc=look)
-    plt.uninstall_repl_displayhook()  # which draws what is about to be shown once before
+    if "inline" in plt.get_backend():  # which would draw every figure once before it shows it
+        plt.uninstall_repl_displayhook()
 
 
 def source(function):

@@ -149,8 +149,7 @@ class Run:
         self.network.zero_grad()
         loss.backward()
         with torch.no_grad():
-            # As torch.optim.SGD, for all parameters in one vector.
-            # zero where the loss does not depend on it
+            # As torch.optim.SGD, all in one vector; zero for a parameter that the loss ignores.
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
             gradient = torch.cat(list(map(_flat, gradients, self.parameters)))
             update = self.velocity.mul_(e.momentum).add_(gradient) if e.momentum else gradient
