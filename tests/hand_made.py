@@ -26,7 +26,7 @@ def levels(late=LATE, early=EARLY, seeds=SEEDS):
         for level, error in enumerate(errors)
     ]
     columns = ["seed", "rewind_step", "level", "density", "test_error"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).assign(chance=0.9)
 
 
 def controls(error=0.3, barrier=0.5, seeds=SEEDS):

@@ -449,6 +449,15 @@ def test_unknown_table_is_refused(smoke):
         unmask.table("nope", smoke.experiment, smoke.store)
 
 
+def test_what_leaves_the_store_before_it_is_read_is_computed_again(smoke, tmp_path):
+    """As another run may delete an entry after this one has seen that all is there."""
+    store, e = Store(tmp_path / "store"), smoke.experiment.but(seeds=1, rewind_steps=[5], levels=1)
+    found = unmask.measure(e, ["layers"], store, jobs=1)["layers"]
+    (path,) = store.root.rglob("layers*.csv")
+    path.unlink()
+    assert tables.read(tables.Shelf(e, store), "layers").equals(found) and path.exists()
+
+
 def test_a_table_may_be_declared_anywhere(tiny, store):
     @tables.table(("seed", "rewind_step"), reads=("levels",))
     def means(lab, seed, rewind_step):

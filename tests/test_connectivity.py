@@ -172,6 +172,15 @@ def test_barriers_of_train_error_and_loss_stand_beside_the_headline():
     assert shown.loc[(0, "not matching"), "test error (points)"] == pytest.approx(60)
 
 
+def test_the_first_cut_is_that_of_the_dense_network_from_the_first_step():
+    found = connectivity.first_barriers(paper(), E)
+    assert list(found.index) == list(range(6)) and set(found) == {"interpolated", "re-estimated"}
+    assert found.to_numpy() == pytest.approx(0.6)
+    later = chains(lambda step, level: 0.6 if step or level else 0.0, lambda *_: 0.0)
+    # half of what the two ends differ by
+    assert connectivity.first_barriers(later, E).to_numpy() == pytest.approx((0.10 - 0.04) / 2)
+
+
 def test_the_chart_shows_the_numbers_of_the_tables():
     tables = paper()
     chart = connectivity.explorer(tables, E)

@@ -165,7 +165,7 @@ def test_bad_input_to_the_theory_is_refused():
     with pytest.raises(UnmaskError, match="distance=-1"):
         predicted_dimension(*spectrum, -1, 0.1)
     for bad, given_distances, said in (
-        (exact([]), distances[:1], "empty or has values that are not finite"),
+        (exact([]), distances[:1], "0 dimensions: the spectrum has 0"),
         (exact([np.nan]), distances[:2], "empty or has values that are not finite"),
         (spectrum, random_distances(np.ones(3)), "3 dimensions: the spectrum has 2"),
         (spectrum, distances[::-1], "must not fall"),
@@ -415,10 +415,9 @@ def test_spectra_are_ranked_and_estimates_agree_at_the_top(lab):
         assert rows["rank"].is_monotonic_increasing and rows.eigenvalue.is_monotonic_decreasing
         assert rows["rank"].iloc[[0, -1]].tolist() == [1, 1201]
     found = np.sort(limit.curvature.read(lab, (0, 2))["hessian/0.values"].numpy()[0])[::-1]
-    spectra = limit.of_hessian(spectra)
-    known = spectra[(spectra.seed == 0) & (spectra.steps == 0)]
+    known = spectra.query("matrix == 'hessian' and seed == 0 and steps == 0")
     assert known.eigenvalue.tolist() == [found[rank - 1] for rank in known["rank"]]
-    largest = limit.of_hessian(table(lab, "curvatures")).query("seed == 0")
+    largest = table(lab, "curvatures").query("matrix == 'hessian' and seed == 0")
     largest = largest.set_index("steps").largest
     assert largest[20] == pytest.approx(largest[0], rel=1e-3)
 
@@ -500,7 +499,7 @@ def test_each_level_s_spectrum_is_drawn():
         for level in range(6)
         for rank in (1, 2, 4)
     ]
-    figure = limit.hessian_spectra({"spectra": pd.DataFrame(rows)}, E)
+    figure = limit.hessian_spectra({"spectra": pd.DataFrame(rows).assign(matrix="hessian")}, E)
     assert len(figure.axes[0].lines) == 6
     plt.close(figure)
 
@@ -533,7 +532,7 @@ def made(
     cases = [(seed, level) for seed in range(3) for level in range(2)]
     keys = ["seed", "level"]
     levels = [
-        (seed, level, 250, 0.5**level, 0.04 if level < 3 else 0.2)
+        (seed, level, 250, 0.5**level, 0.04 if level < 3 else 0.2, 0.9)
         for seed in range(3)
         for level in range(4)
     ]
@@ -563,7 +562,7 @@ def made(
         for t in (0.0, 1.0)
     ]
     columns = {
-        "levels": ["rewind_step", "density", "test_error"],
+        "levels": ["rewind_step", "density", "test_error", "chance"],
         "prunings": ["mask", "draw", "ratio", "weights", "test_error", "solution_error", "barrier"],
         "predictions": ["criterion", "mask", "reading", "gradient", "steps", "height", "ratio"],
         "displacements": ["mask", "draw", "curvature", "t"],
@@ -598,17 +597,6 @@ def test_there_is_at_least_what_training_finds():
     found = limits(made(nearby=(("random", 0.5), ("magnitude", 0.2))))
     assert found.ratio[0, 0, "random", 0].to_dict() == {"exists": 0.5, "finds": 0.2}
     assert found.ratio[0, 0, "magnitude", 0].to_dict() == {"exists": 0.4, "finds": 0.4}
-
-
-def test_tables_from_before_there_were_several_masks_are_read():
-    old = made()
-    old["prunings"] = old["prunings"].drop(columns=["draw", "solution_error"])
-    old["predictions"] = old["predictions"].query("reading == 'clipped' and not gradient")
-    old["predictions"] = old["predictions"].drop(columns=["reading", "gradient"])
-    assert limits(old).equals(limits(made()))
-    new = limit.verdicts(made(), E).table.set_index("claim").verdict
-    found = limit.verdicts(old, E).table.set_index("claim").verdict
-    assert found.equals(new[found.index]) and len(found) == len(new) - 2  # without the gradient
 
 
 @pytest.mark.parametrize(

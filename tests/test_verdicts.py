@@ -32,6 +32,13 @@ def evidence(values, claim="it is so", **options):
     return Evidence("1", "fig-a", claim, "points", values, **defaults | options)
 
 
+def test_where_no_finding_was_imported_nobody_judges_and_that_is_said(monkeypatch, published):
+    monkeypatch.setattr(verdicts, "_JUDGES", [])
+    e, tables = published
+    with pytest.raises(unmask.UnmaskError, match="import unmask.findings"):
+        all_verdicts(tables, e)
+
+
 # Matching
 
 

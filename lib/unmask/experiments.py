@@ -408,11 +408,9 @@ def _typed(name: str, value):
 def _scalar(name: str, value, kind: type):
     if value == "all" and _FIELDS[name].metadata["rule"] in (_ALL, _SOME):
         return 0
-    if isinstance(value, bool):
+    if isinstance(value, bool) or (kind is not float and not isinstance(value, kind)):
         raise bad(name, value, f"of type {kind.__name__}")
     if kind is not float:
-        if not isinstance(value, kind):
-            raise bad(name, value, f"of type {kind.__name__}")
         return value
     if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise bad(name, value, "of type float and finite")

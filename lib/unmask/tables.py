@@ -81,9 +81,12 @@ class Table:
         self.name = self.measure.__name__
         TABLES[self.name] = self
 
-    def __call__(self, lab: Lab, *keys):
+    def __call__(self, lab: Lab | Shelf, *keys):
+        from .lab import Lab
         from .train import single_thread
 
+        # from a shelf an entry may have gone since it was seen
+        lab = Lab(*lab) if isinstance(lab, Shelf) else lab
         with single_thread():
             return self.measure(lab, *keys)
 

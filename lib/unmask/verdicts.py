@@ -12,12 +12,13 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .errors import UnmaskError
 from .experiments import Experiment
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ def is_matching(networks: pd.DataFrame, tables: Tables, e: Experiment) -> pd.Ser
 def is_at_chance(networks: pd.DataFrame, tables: Tables, e: Experiment) -> pd.Series:
     """Is each network no better than always naming the most frequent class, within three standard
     errors of an error so large?"""
-    levels = tables["levels"]
-    chance = levels.chance.iloc[0] if "chance" in levels else 1 - 1 / e.classes
+    chance = tables["levels"].chance.iloc[0]
     spread = (chance * (1 - chance) / e.evaluated[0]) ** 0.5
     return networks.test_error >= chance - 3 * spread
 
@@ -219,10 +219,6 @@ class Evidence:
         above, below = int((self.values > 0).sum()), int((self.values < 0).sum())
         return float(stats.binomtest(above, above + below).pvalue) if above + below else 1.0
 
-    def signs(self) -> str:
-        """How many seeds are on the paper's side, as text."""
-        return f"{(self.values > 0).sum()} of {len(self.values)} seeds"
-
     def words(self) -> str:
         """Mean and interval, as text."""
         if self.values.empty:
@@ -290,11 +286,10 @@ class Claims:
         self.add(figure, words, unit, values, judged=False, **options)
 
 
-class Verdicts:
+class Verdicts(NamedTuple):
     """Verdicts to show: `evidence` on each claim, in order."""
 
-    def __init__(self, evidence: list[Evidence]):
-        self.evidence = evidence
+    evidence: list[Evidence]
 
     @property
     def table(self) -> pd.DataFrame:
@@ -304,12 +299,13 @@ class Verdicts:
         return pd.DataFrame(rows, columns=list(names))
 
     def _repr_html_(self) -> str:
+        above = (f"{(one.values > 0).sum()} of {len(one.values)} seeds" for one in self.evidence)
         columns = {
             "verdict": map(mark, self.evidence),
             "claim": map(link, self.evidence),
             f"mean [{CONFIDENCE:.0%} interval]": [statistic(one.words()) for one in self.evidence],
             "unit": [one.unit for one in self.evidence],
-            "above 0": [statistic(one.signs()) for one in self.evidence],
+            "above 0": map(statistic, above),
         }
         said = f"What the seeds say: {counted(one.verdict for one in self.evidence)}."
         return captioned(pd.DataFrame(columns), said, "verdicts").to_html()
@@ -391,6 +387,9 @@ def judge(finding: str, needs: tuple[str, ...]) -> Callable:
 
 
 def all_verdicts(tables: Tables, e: Experiment) -> Verdicts:
-    """Every verdict of every finding whose tables are there, from the tables of one experiment."""
+    """Every verdict of every finding whose tables are there, from the tables of one experiment.
+    Raises UnmaskError: no finding has been imported."""
+    if not _JUDGES:
+        raise UnmaskError("nobody judges yet: import unmask.findings")
     judges = [judged for needs, judged in _JUDGES if set(needs) <= set(tables)]
     return Verdicts([one for judged in judges for one in judged(tables, e).evidence])

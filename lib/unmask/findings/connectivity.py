@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import yaml
 from matplotlib.figure import Figure
 
@@ -133,6 +134,11 @@ def midpoint_barriers(tables: Tables) -> pd.DataFrame:
     segments = tables["segments"]
     ends = segments[segments.t.isin((0.0, 0.5, 1.0))]
     return barriers(ends, [*_KEYS, "norms"]).test_error.unstack()
+
+
+def first_barriers(tables: Tables, e: Experiment) -> pd.DataFrame:
+    """Of `midpoint_barriers`, by seed, those of the first cut, rewound to the first step."""
+    return midpoint_barriers(tables).xs((e.earliest, 0, 1), level=_KEYS[1:])
 
 
 def at_higher_sparsity(pairs: pd.DataFrame, e: Experiment) -> pd.DataFrame:
@@ -541,6 +547,21 @@ def there_or_found(tables: Tables, e: Experiment) -> Figure:
         ax.set_xlim(-0.3, len(steps) - 0.7)
     axes[0, 0].set_ylabel("share of the probed levels (%)")
     plots.legend_above(figure, axes[0, 0])
+    return figure
+
+
+def first_cuts(tables: Tables, e: Experiment, others: dict | None = None) -> Figure:
+    """The barrier that the first cut leaves here and in other settings, a dot for each seed;
+    `others`: their tables and experiments, by words."""
+    settings = {"as above": (tables, e)} | (others or {})
+    found = {words: PERCENT * first_barriers(*both) for words, both in settings.items()}
+    rows = pd.concat(found).stack().rename_axis(["setting", "seed", "statistics"]).rename("barrier")
+    figure, ax = plt.subplots(figsize=(9, 3.6))
+    places = dict(x="setting", y="barrier", hue="statistics", dodge=True, jitter=False)
+    sns.stripplot(rows.reset_index(), **places, size=7, alpha=0.8, palette="colorblind", ax=ax)
+    plots.barrier_axis(ax, e)
+    ax.set(xlabel="", ylabel="midpoint barrier, dense\nto level 1 (points)")
+    plots.legend_beside(ax, title="batch-norm\nstatistics")
     return figure
 
 

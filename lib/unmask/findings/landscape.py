@@ -226,19 +226,12 @@ _NAMES = {
 _BOUNDS = (0, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 
 
-def solutions(tables: Tables, e: Experiment) -> Figure:
-    """Test error on the planes through two solutions and the projection between them."""
-    return _planes(tables, SOLUTIONS, e)
+def planes(tables: Tables, e: Experiment, kind: str = SOLUTIONS) -> Figure:
+    """Test error on the planes through two solutions and the projection between them, or of the
+    kind `REWIND_POINTS`, through two pruned rewind points and the solution.
 
-
-def rewind_points(tables: Tables, e: Experiment) -> Figure:
-    """Test error on the planes through two pruned rewind points and the solution."""
-    return _planes(tables, REWIND_POINTS, e)
-
-
-def _planes(tables: Tables, kind: str, e: Experiment) -> Figure:
-    """One panel for each rewind step pictured. Both axes have the same scale, in units of
-    weights. Contours are closer where errors are small."""
+    One panel for each rewind step pictured. Both axes have the same scale, in units of weights.
+    Contours are closer where errors are small."""
     rows = tables["landscape"][tables["landscape"].plane == kind]
     lowest = PERCENT * rows.test_error.min()
     bounds = _BOUNDS[max(i for i, bound in enumerate(_BOUNDS) if bound <= lowest) :]
@@ -247,7 +240,7 @@ def _planes(tables: Tables, kind: str, e: Experiment) -> Figure:
         "axial subspace": dict(color="black", ls="--", lw=1.2, label="next axial subspace"),
         "segment": dict(color="#d55e00", ls="-", lw=1.8, label="segment"),
     }
-    figure, axes = plots.panels(rows.rewind_step.nunique(), width=5.2, height=4.6)
+    figure, axes = plots.panels(rows.rewind_step.nunique(), width=5.2, height=4.2)
     for ax, (label, _, here) in zip(axes[0], by_step(rows, e)):
         grid = PERCENT * here[here.what == "grid"].pivot(index="y", columns="x")["test_error"]
         filled = ax.contourf(grid.columns, grid.index, grid, bounds, **look)
@@ -263,8 +256,7 @@ def _planes(tables: Tables, kind: str, e: Experiment) -> Figure:
     axes[0, 0].set_ylabel("away from it")
     handles = axes[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2)
-    bar = dict(ticks=bounds, label="test error (%)", format="%g")
-    figure.colorbar(filled, ax=axes[0], shrink=0.8, **bar)
+    figure.colorbar(filled, ax=axes[0], ticks=bounds, label="test error (%)", format="%g")
     return figure
 
 

@@ -146,8 +146,8 @@ def max_pruning_ratio(spectrum, distances: np.ndarray, eps: float, rises=0.0) ->
     dimensions."""
     size = len(distances) - 1
     heights = eps - np.broadcast_to(rises, size + 1)
-    predicted_dimension(*spectrum, distances[0], eps)  # raises what it does
-    if not np.allclose(spectrum.weights.sum(1), size):
+    _check_eps(eps)
+    if size == 0 or not np.allclose(spectrum.weights.sum(1), size):
         found = f"the spectrum has {spectrum.weights[0].sum():.0f}"
         raise UnmaskError(f"distances for {size} dimensions: {found}")
     if not (np.diff(distances) >= 0).all():
@@ -591,13 +591,8 @@ _ROW = ["mask", "draw", "ratio", "weights", "test_error", "solution_error", "bar
 
 
 def tried(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """The table "prunings" with a column `passed`. Tables published before there were several masks
-    have one of each kind, and no error of the solution."""
+    """The table "prunings" with a column `passed`."""
     table = tables["prunings"]
-    if "solution_error" not in table:
-        late = at_latest(tables["levels"], e)[["seed", "level", "test_error"]]
-        late = late.rename(columns={"test_error": "solution_error"})
-        table = table.assign(draw=0).merge(late, on=["seed", "level"])
     return table.assign(passed=in_sublevel_set(table, e))
 
 
@@ -633,12 +628,8 @@ def best_of(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def best_predictions(tables: Tables) -> pd.DataFrame:
-    """Of each prediction the one by the best spectrum there is. Tables published before there were
-    several readings have the first."""
-    table = tables["predictions"]
-    if "reading" not in table:
-        table = table.assign(reading=CLIPPED, gradient=False)
-    return best_of(table, ["seed", "level", "criterion", "reading"])
+    """Of each prediction the one by the best spectrum there is."""
+    return best_of(tables["predictions"], ["seed", "level", "criterion", "reading"])
 
 
 def unresolved(predictions: pd.DataFrame, e: Experiment) -> pd.Series:
@@ -809,14 +800,9 @@ def readings_table(tables: Tables, e: Experiment) -> pd.DataFrame:
     return shown.rename(index={True: "counts", False: "zero"}).reindex(columns=list(MASKS))
 
 
-def of_hessian(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows about the Hessian; tables published before know nothing else."""
-    return table[table.matrix == HESSIAN] if "matrix" in table else table
-
-
 def spectra_table(tables: Tables, e: Experiment) -> pd.DataFrame:
     """Spectra of the Hessian in numbers, means over seeds, one row for each level and method."""
-    table = of_hessian(tables["curvatures"])
+    table = tables["curvatures"].query("matrix == @HESSIAN")
     rows = table.assign(method=table.steps.map(_method)).groupby(["level", "method"])
     means = rows[["dimensions", "largest", "smallest", "negative", "trace", "trace_error"]].mean()
     errors = means.trace_error.map(" ± {:.1f}".format).where(rows.steps.first() > 0, "")
@@ -845,8 +831,7 @@ def hessian_spectra(tables: Tables, e: Experiment) -> Figure:
     """Eigenvalues by rank. Left: at each level of the first seed, exact, or by most steps of
     Lanczos where the network is too large. Right: the densest and the sparsest of these levels,
     exact and by Lanczos."""
-    spectra = of_hessian(tables["spectra"])
-    spectra = spectra[spectra.seed == spectra.seed.min()]
+    spectra = tables["spectra"].query("matrix == @HESSIAN and seed == seed.min()")
     spectra = spectra.assign(shown=spectra.eigenvalue.where(spectra.eigenvalue > 0))
     exact = best_of(spectra, ["level"])
     levels = sorted(exact.level.unique())
