@@ -1,5 +1,6 @@
 """Pages about published results are what their template and prose give; numbers they may quote."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -75,6 +76,22 @@ def test_numbers_of_a_finding_come_with_its_tables_and_under_its_name(preset):
     assert ("robustness_longest" in found) == ("perturbations" in tables)
     fewer = {name: table for name, table in tables.items() if name != "segments"}
     assert not [name for name in pages.numbers(fewer, e, provenance) if "connectivity" in name]
+
+
+VARIED = [(n, o) for n, about in pages.PUBLISHED.items() for o in about.get("varied", ())]
+
+
+@pytest.mark.parametrize("preset, varied", VARIED)
+def test_where_one_thing_is_varied_the_rest_is_the_same(preset, varied):
+    """Digits have another data set, which brings a size of its own and, mirrored, would be others;
+    and of a training only what comes before the second level is there."""
+    e, other = (unmask.published(name)[0] for name in (preset, varied))
+    fields = {field.name for field in dataclasses.fields(e)}
+    differ = {name for name in fields if getattr(e, name) != getattr(other, name)}
+    differ -= {"rewind_steps", "levels", "probe_levels"}
+    digits = {"dataset", "folder", "image_size", "train_samples", "augmentation"}
+    assert differ in ({"lr"}, {"augmentation"}, digits)
+    assert other.rewind_steps == (e.earliest,) and other.all_seeds == e.all_seeds
 
 
 def test_training_steps_are_counted_by_what_they_are_for():
