@@ -221,9 +221,9 @@ def compute(
             parallel.run(plan(lab, parents, found.slots), found)
 
 
-def estimate(lab: Lab, nodes: Iterable[Node], jobs: int, least: int = 200_000) -> str:
+def estimate(lab: Lab, nodes: Iterable[Node], jobs: int, least=10_000, brief=0.1) -> str:
     """What there is to compute and how long that may take, in words, from a few steps that are
-    timed; nothing for fewer than `least` steps."""
+    timed; nothing for fewer than `least` steps, or less than `brief` hours."""
     from .train import step_seconds
 
     e, counted = lab.experiment, [work(lab.experiment, node) for node in nodes]
@@ -234,17 +234,17 @@ def estimate(lab: Lab, nodes: Iterable[Node], jobs: int, least: int = 200_000) -
     seconds = step_seconds(e, lab.data.train, lab.initial(e.first_seed), lab.dense_mask)
     # forward and backward are about three times forward
     hours = seconds * (steps + passes / (3 * e.batch_size)) / jobs / 3600
-    return (
+    said = (
         f"{networks:,} networks to train and {len(counted) - networks:,} parts of tables to "
         f"measure, {steps:,.0f} training steps: about {hours:,.1f} hours with {jobs} at a time, at "
         f"{1000 * seconds:.3g} ms a step"
     )
+    return said if hours >= brief else ""
 
 
 def read(lab: Lab | Shelf, name: str) -> pd.DataFrame:
     """A whole table from the store."""
-    declared = TABLES[name]
-    parts = [declared.read(lab, keys) for _, keys in declared.parts(lab.experiment)]
+    parts = [TABLES[name].read(lab, keys) for _, keys in TABLES[name].parts(lab.experiment)]
     return pd.concat(parts, ignore_index=True)
 
 
