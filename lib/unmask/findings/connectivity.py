@@ -268,17 +268,23 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     geometric means over the pairs that 1a and 1b speak of."""
     judged = successive(tables, e)
     keys, points = _KEYS[:3], _interpolated(tables)
-    ends = points[points.t.isin((0.0, 1.0))].groupby(keys).test_error.mean()
+    ends = points[points.t.isin((0.0, 1.0))].groupby(keys).test_error
     middle = points[points.t == 0.5][[*keys, "test_error"]].merge(judged, on=keys)
-    middle = middle.merge(ends.rename("end_error"), on=keys)
+    # how far the error rises above the worse end, which a barrier does not need
+    hill = points.groupby(keys).test_error.max() - ends.max()
+    middle = middle.merge(pd.DataFrame({"end_error": ends.mean(), "hill": hill}), on=keys)
     first, late = at_earliest(middle, e), at_latest(middle, e)
-    late = late[late.matching]
+    other, late = late[~late.matching & ~late.lost], late[late.matching]
     sparse = at_higher_sparsity(at_latest(judged[~judged.lost], e), e)
     margin, whole = log_barrier(sparse.barrier, e), at_latest(judged, e)
     found = {
         "mid_first": 100 * first.test_error.mean(),
         "mid_late": 100 * late.test_error.mean(),
         "ends_late": 100 * late.end_error.mean(),
+        "late_pairs": len(late),
+        "late_hill": 100 * late.hill.max(),
+        "other_pairs": len(other),
+        "other_connected": other.connected.sum(),
         "pairs": len(judged),
         "connected": judged.connected.sum(),
         "not_matching": (~judged.matching).sum(),

@@ -603,8 +603,7 @@ def measured_limits(tables: Tables, e: Experiment) -> pd.DataFrame:
     Columns: seed, level, mask, draw, way ("exists", "finds"), ratio (0 if there is none), above
     (the next ratio that was tried, or 1)."""
     keys, rows = ["seed", "level", "mask", "draw"], []
-    table = tried(tables, e)
-    for names, here in table.groupby(keys):
+    for names, here in tried(tables, e).groupby(keys):
         for way in (EXISTS, FINDS):
             asked = here if way == EXISTS else here[here.weights == "retrained"]
             passed = asked.groupby("ratio").passed.any()
@@ -776,10 +775,7 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
 def limits_table(tables: Tables, e: Experiment) -> pd.DataFrame:
     """Maximum pruning ratios in percent, means over the seeds that have one: predicted (in
     brackets: at half and twice the loss height) and measured."""
-
-    def words(row) -> str:
-        return f"{row.predicted:.1f} ({row.low:.1f} to {row.high:.1f})"
-
+    words = "{0.predicted:.1f} ({0.low:.1f} to {0.high:.1f})".format
     rows = main_reading(predicted_and_measured(tables, e)).groupby(["level", "mask", "criterion"])
     predicted = (rows[["low", "predicted", "high"]].mean() * 100).apply(words, axis=1).unstack()
     found = limits_by_mask(tables, e).groupby(["level", "mask", "way"]).ratio.mean() * 100
