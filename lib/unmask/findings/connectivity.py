@@ -326,14 +326,14 @@ def quadrants(tables: Tables, e: Experiment) -> pd.DataFrame:
 
 
 def barriers_by_metric(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Mean barrier between successive levels by rewind step and matching, for test error, train
+    """Median barrier between successive levels by rewind step and matching, for test error, train
     error, train loss."""
     points = {"test error (points)": 100 * pairs.barrier}
     points["train error (points)"] = 100 * pairs.train_error_barrier
     points["train loss (nats)"] = pairs.train_loss_barrier
     keys = [pairs.rewind_step.rename("rewound to step")]
     keys.append(pairs.matching.map(_WORDS).rename("next level is"))
-    return pd.DataFrame(points).groupby(keys).mean().round(2)
+    return pd.DataFrame(points).groupby(keys).median().round(2)
 
 
 # Its figures
@@ -346,8 +346,7 @@ def zigzag(tables: Tables, e: Experiment) -> Figure:
     rewind step. Levels are solid dots, midpoints hollow; a thin line for each seed, a thick one
     for their mean."""
     levels, columns = tables["levels"], ["seed", "rewind_step", "level", "test_error"]
-    middle = _interpolated(tables).query("t == 0.5")
-    middle = middle.assign(level=middle.level + 0.5)
+    middle = _interpolated(tables).query("t == 0.5").eval("level = level + 0.5")
     points = pd.concat([levels[columns], middle[columns]])
     count = points.rewind_step.nunique()
     figure, axes = plots.panel_rows(count, height=3.2, sharey=True)
@@ -509,14 +508,14 @@ def _last_matching(chain: pd.DataFrame, tables: Tables, e: Experiment) -> int:
 
 
 def mask_information(tables: Tables, e: Experiment) -> Figure:
-    """Networks trained within IMP's, shuffled and random masks: how much worse, and how far
-    across a barrier, they are from the IMP solution of the level before."""
+    """Networks trained within IMP's, one-shot, shuffled and random masks: how much worse, and how
+    far across a barrier, they are from the IMP solution of the level before."""
     figure, axes = plots.panels(2, width=4.2, height=3.7)
     controls, looks = tables["controls"], styles(LABELS)
     controls = controls.assign(worse=controls.test_error - controls.previous_error)
     shown = ("worse", "test error above", e.epsilon), ("barrier", "barrier to", e.lmc_threshold)
     for ax, (column, words, limit) in zip(axes[0], shown):
-        for kind in ("imp", "shuffled", "random"):
+        for kind in ("imp", "one-shot", "shuffled", "random"):
             here = controls[controls.kind == kind]
             mean_and_range(ax, here, "density", column, label=LABELS[kind], **looks[kind])
         threshold_line(ax, limit)

@@ -254,8 +254,7 @@ def planes(tables: Tables, e: Experiment, kind: str = SOLUTIONS) -> Figure:
         ax.set(title=label, xlabel="along the next axial subspace", aspect="equal")
         ax.grid(False)
     axes[0, 0].set_ylabel("away from it")
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.colorbar(filled, ax=axes[0], ticks=bounds, label="test error (%)", format="%g")
     return figure
 
