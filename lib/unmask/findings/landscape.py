@@ -223,7 +223,7 @@ _NAMES = {
     "start": (r"$m^{(%d)} w_\tau$", "o"),
     "next start": (r"$m^{(%d)} w_\tau$", "^"),
 }
-_BOUNDS = (0, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+_BOUNDS = (0, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 25, 30, 40, 50, 70, 100)
 
 
 def planes(tables: Tables, e: Experiment, kind: str = SOLUTIONS) -> Figure:
