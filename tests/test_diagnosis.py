@@ -286,7 +286,7 @@ def chains_that_end(heights, errors, seeds=4):
     pairs = [(*at, level, level + 1, high) for at in places for level, high in enumerate(heights)]
     pairs += [(*at, 0, len(heights), 0.9) for at in places]  # not successive: tells nothing
     names = ["seed", "rewind_step", "level"]
-    levels = pd.DataFrame(levels, columns=[*names, "test_error"]).assign(density=0.5)
+    levels = pd.DataFrame(levels, columns=[*names, "test_error"]).assign(density=0.5, chance=0.9)
     return {"levels": levels, "pairs": pd.DataFrame(pairs, columns=[*names, "other", "barrier"])}
 
 
