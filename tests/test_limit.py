@@ -165,7 +165,7 @@ def test_bad_input_to_the_theory_is_refused():
     with pytest.raises(UnmaskError, match="distance=-1"):
         predicted_dimension(*spectrum, -1, 0.1)
     for bad, given_distances, said in (
-        (exact([]), distances[:1], "0 dimensions: the spectrum has 0"),
+        (exact([]), distances[:1], "empty or has values that are not finite"),
         (exact([np.nan]), distances[:2], "empty or has values that are not finite"),
         (spectrum, random_distances(np.ones(3)), "3 dimensions: the spectrum has 2"),
         (spectrum, distances[::-1], "must not fall"),
@@ -610,9 +610,10 @@ def test_a_prediction_misses_by_its_distance_to_where_the_maximum_must_lie(predi
 def test_exact_spectra_come_before_estimates_and_more_steps_before_fewer():
     exactly = made()["predictions"]
     ten, twenty = (exactly.assign(steps=n, ratio=r) for n, r in ((10, 0.99), (20, 0.5)))
-    best = limit.best_predictions({"predictions": pd.concat([ten, exactly, twenty])})
+    keys = ["seed", "level", "criterion", "reading"]
+    best = limit.best_of(pd.concat([ten, exactly, twenty]), keys)
     assert set(best.ratio) == {0.35}
-    assert set(limit.best_predictions({"predictions": pd.concat([ten, twenty])}).ratio) == {0.5}
+    assert set(limit.best_of(pd.concat([ten, twenty]), keys).ratio) == {0.5}
 
 
 def test_predictions_that_hang_on_unresolved_signs_decide_nothing():

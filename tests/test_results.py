@@ -170,6 +170,7 @@ def test_a_published_number_is_computed_again(preset, store, monkeypatch, reques
     if e.dataset != "mnist1d":
         monkeypatch.setenv("UNMASK_DATA", str(request.getfixturevalue("real_images")))
     row = levels[(levels.seed == e.first_seed) & (levels.level == 0)].iloc[0]
+    assert lab.chance == row.chance
     error = lab.evaluate(lab.level(e.first_seed, e.earliest, 0).state).error
     tolerance = 0 if made_alike(provenance) else 3 * e.epsilon
     assert error == pytest.approx(row.test_error, abs=tolerance)

@@ -113,13 +113,17 @@ def predicted_dimension(values, weights, distance: float, eps: float) -> np.ndar
     flat: 1 each.
     Raises UnmaskError: `eps` is not positive and finite, `distance` is negative, the spectrum is
     empty or not finite."""
+    _check_ellipsoid(values, distance, eps)
+    sharp = np.where(values > 0, values, 0)
+    return (weights * 2 * eps / (2 * eps + sharp * distance**2)).sum(-1)
+
+
+def _check_ellipsoid(values, distance: float, eps: float) -> None:
     _check_eps(eps)
     if not distance >= 0:
         raise UnmaskError(f"distance={distance!r}: must be 0 or more")
     if values.size == 0 or not np.isfinite(values).all():
         raise UnmaskError("the spectrum is empty or has values that are not finite")
-    sharp = np.where(values > 0, values, 0)
-    return (weights * 2 * eps / (2 * eps + sharp * distance**2)).sum(-1)
 
 
 def first_order_rises(gradient: np.ndarray, weights: np.ndarray, order=None) -> np.ndarray:
@@ -146,8 +150,8 @@ def max_pruning_ratio(spectrum, distances: np.ndarray, eps: float, rises=0.0) ->
     dimensions."""
     size = len(distances) - 1
     heights = eps - np.broadcast_to(rises, size + 1)
-    _check_eps(eps)
-    if size == 0 or not np.allclose(spectrum.weights.sum(1), size):
+    _check_ellipsoid(spectrum.values, distances[0], eps)
+    if not np.allclose(spectrum.weights.sum(1), size):
         found = f"the spectrum has {spectrum.weights[0].sum():.0f}"
         raise UnmaskError(f"distances for {size} dimensions: {found}")
     if not (np.diff(distances) >= 0).all():
@@ -626,11 +630,6 @@ def best_of(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return table[rank == rank.groupby([table[key] for key in keys]).transform("max")]
 
 
-def best_predictions(tables: Tables) -> pd.DataFrame:
-    """Of each prediction the one by the best spectrum there is."""
-    return best_of(tables["predictions"], ["seed", "level", "criterion", "reading"])
-
-
 def unresolved(predictions: pd.DataFrame, e: Experiment) -> pd.Series:
     """Is a prediction one of which little is known, as the sign of eigenvalues that Lanczos does
     not resolve decides it? So it is where reading them as flat and by absolute value differs by
@@ -651,7 +650,8 @@ def predicted_and_measured(tables: Tables, e: Experiment) -> pd.DataFrame:
     half and twice the height), ratio, above (see `limits_by_mask`), miss (distance of the
     prediction from where the maximum must lie, between `ratio` and `above`), unresolved."""
     keys = ["seed", "level", "mask", "criterion", "reading", "gradient", "steps"]
-    heights = best_predictions(tables).pivot(index=keys, columns="height", values="ratio")
+    best = best_of(tables["predictions"], ["seed", "level", "criterion", "reading"])
+    heights = best.pivot(index=keys, columns="height", values="ratio")
     heights = heights.rename(columns={0.5: "low", 1.0: "predicted", 2.0: "high"}).reset_index()
     measured = limits_by_mask(tables, e)
     measured = measured[measured.way == EXISTS]
