@@ -354,11 +354,11 @@ def replicates_at_once(experiment: Experiment, device: torch.device) -> int:
     """How many replicates to train side by side.
 
     Several where each gets to the bit what it would get alone, so that results do not depend on who
-    was with it: of networks for signals on a CPU, where more than six gain nothing; of all but
+    was with it: of networks for signals on a CPU, where more than 16 gain little; of all but
     streams and a user's own on a GPU."""
     if is_recorded(experiment, device):
         return graphs.BRANCHES
-    return 6 if experiment.known_network.signals and device.type == "cpu" else 1
+    return 16 if experiment.known_network.signals and device.type == "cpu" else 1
 
 
 def train_all(
