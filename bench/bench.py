@@ -32,8 +32,7 @@ from unmask.experiments import PRESETS, experiment
 from unmask.findings import landscape
 from unmask.lab import Lab
 from unmask.parallel import MALLOC
-from unmask.results import versions
-from unmask.store import Store, commit, processor
+from unmask.store import Store, commit, processor, versions
 from unmask.train import Start, generator, replicates_at_once, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,8 +120,7 @@ def alone(function, *arguments):
 
 
 def python(*arguments, **options):
-    command, quiet = [sys.executable, *arguments], subprocess.DEVNULL
-    subprocess.run(command, check=True, stdout=quiet, **options)
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, **options)
 
 
 def matrix_rate(device):

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -43,8 +44,9 @@ def main():
     said = "refresh the pages on published results and the README figure"
     parser.add_argument("--publish", action="store_true", help=said)
     said = "published: compute nothing, show the published tables alone"
-    parser.add_argument("--from", dest="source", choices=("store", "published"), help=said)
-    parser.add_argument("--preset", default=PRESET, help="compute this (default: %(default)s)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--from", dest="source", choices=("store", "published"), help=said)
+    which.add_argument("--preset", default=PRESET, help="compute this (default: %(default)s)")
     options = parser.parse_args()
     publish, compute = options.publish, options.source != "published"
     asked = {"preset": options.preset} if compute else {"compute": False}
@@ -107,13 +109,22 @@ def filled_in(template, prefix, block):
     return cell
 
 
-def run(command, *arguments):
-    """Run a program of this virtual environment; if it fails, so does the build."""
+def run(program, *arguments):
+    """Run a program of this virtual environment, to its end or this one's; if it fails, so does the
+    build."""
     sys.stdout.flush()
-    arguments = [str(argument) for argument in arguments]
-    code = subprocess.run([Path(sys.executable).with_name(command), *arguments]).returncode
+    command = [program, *map(str, arguments)]
+    ending = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    child = subprocess.Popen([Path(sys.executable).with_name(program), *command[1:]])
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:  # which the program has got as well
+        sys.exit(child.wait())
+    finally:
+        child.terminate()
+        signal.signal(signal.SIGTERM, ending)
     if code:
-        sys.exit(f"book/build.py: failed with exit status {code}: {command} {' '.join(arguments)}")
+        sys.exit(f"book/build.py: failed with exit status {code}: {' '.join(command)}")
 
 
 def execute_all(notebooks, asked):
@@ -150,9 +161,8 @@ def fold(page):
                 cell.outputs = before.outputs + cell.outputs
             if calls := re.findall(r"^(?:\w+ = )?(?!glue)([\w.]+)\(", cell.source, re.M):
                 about = cell.metadata.setdefault("mystnb", {})
-                folded = (
-                    "Table and code" if "hide-cell" in cell.metadata.get("tags", []) else "Code"
-                )
+                hidden = "hide-cell" in cell.metadata.get("tags", [])
+                folded = "Table and code" if hidden else "Code"
                 about["code_prompt_show"] = about["code_prompt_hide"] = f"{folded}: {calls[-1]}"
                 module, _, function = calls[-1].partition(".")
                 if "figure" in about and (module := getattr(findings, module, None)):
@@ -234,9 +244,7 @@ def save_main_figure(page):
     for cell in nbformat.read(SOURCE / page, 4).cells:
         if "main-figure" in cell.metadata.get("tags", []):
             kind = "image/svg+xml"
-            (svg,) = [
-                output.data[kind] for output in cell.outputs if kind in output.get("data", ())
-            ]
+            (svg,) = [out.data[kind] for out in cell.outputs if kind in out.get("data", ())]
             (SOURCE / IMAGES / f"{page.stem}.svg").write_text(svg)
 
 

@@ -49,12 +49,9 @@ class Overview:
         for name, shown in self.verdicts.items():
             found = {one.claim: one for one in shown.evidence}
             # names of presets may be broken after each _, which leaves room for the claims
-            columns[name.replace("_", "_<wbr>")] = [
-                f"{mark(found[claim])}<br>{statistic(found[claim].words())}"
-                if claim in found
-                else "–"
-                for claim in claims
-            ]
+            column, each = name.replace("_", "_<wbr>"), map(found.get, claims)
+            cells = (f"{mark(one)}<br>{statistic(one.words())}" if one else "–" for one in each)
+            columns[column] = list(cells)
         said = f"Finding {finding}. The paper reports: <em>{html.escape(REPORTED[finding])}</em>"
         return captioned(pd.DataFrame(columns), said, "verdicts overview").to_html()
 
@@ -122,10 +119,8 @@ def counts(verdicts: dict[str, Verdicts], folder: str = "../notebooks/") -> pd.D
         column = f'<a href="{page}">{column}</a>' if page else column
         rows[column] = table.groupby("finding").verdict.apply(counted)
     table = pd.DataFrame(rows).fillna("–")
-    table.index = [
-        f'<a href="{folder}{PAGES[finding]}.html">{html.escape(title(PAGES[finding]))}</a>'
-        for finding in table.index
-    ]
+    pages = [PAGES[finding] for finding in table.index]
+    table.index = [f'<a href="{folder}{p}.html">{html.escape(title(p))}</a>' for p in pages]
     return table.rename_axis("question")
 
 
@@ -239,8 +234,7 @@ def costs(measured: dict) -> pd.DataFrame:
         step = row["milliseconds"] if row else 1000 * seconds
         rows[name] = {purpose: f"{count / 1e6:,.2f}" for purpose, count in steps.items()}
         hours = sum(steps.values()) * step / 3.6e6
-        roughly = f"≈{float(f'{hours:.2g}'):,.0f}"
-        rows[name]["core-hours"] = f"{hours:,.1f}" if row else roughly
+        rows[name]["core-hours"] = f"{hours:,.1f}" if row else f"≈{float(f'{hours:.2g}'):,.0f}"
         hours = sum(steps.values()) * operations[name] / (3.6e6 * GPU)
         rows[name][f"GPU hours at {GPU} TFLOP/s"] = f"{hours:,.1f}"
     return pd.DataFrame(rows).T.rename_axis("preset")

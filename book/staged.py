@@ -20,8 +20,7 @@ def setup(app):
 
 
 def stamp(app, config):
-    when = datetime.now(timezone.utc).date()
-    said = f"Built on {when} from commit {commit()} on {processor()}."
+    said = f"Built on {datetime.now(timezone.utc).date()} from commit {commit()} on {processor()}."
     config.html_theme_options["extra_footer"] = said
 
 

@@ -264,7 +264,7 @@ def test_replicates_are_shared_out_evenly_to_as_many_tasks_as_can_work(store, it
     sizes = [len(group) for group in groups]
     assert [item for group in groups for item in group] == list(range(items))
     assert len(groups) >= min(items, parts)
-    assert max(sizes) <= 6 and max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= 16 and max(sizes) - min(sizes) <= 1
 
 
 def test_what_another_run_is_at_comes_last_and_is_waited_for(tmp_path):

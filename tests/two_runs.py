@@ -2,8 +2,7 @@
 
 from scipy import stats
 
-from unmask.results import versions
-from unmask.store import processor
+from unmask.store import processor, versions
 from unmask.verdicts import FAILS, HOLDS, Tables, Verdicts
 
 ALARM = 0.001  # how often they may be told apart by chance, for each claim

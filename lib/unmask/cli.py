@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     said = "of the Ray cluster (default: that of this machine, or else one of its own)"
     command.add_argument("--address", help=said)
     said = "only these tables, and what they need (default: all of them)"
-    command.add_argument("--tables", type=_names, metavar="NAME,...", help=said)
+    names = dict(type=lambda text: [name.strip() for name in text.split(",")], metavar="NAME,...")
+    command.add_argument("--tables", help=said, **names)
     said = "also write the tables, with provenance, to results/NAME (default: the preset's name)"
     command.add_argument("--publish", nargs="?", const=True, metavar="NAME", help=said)
 
@@ -112,10 +113,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _experiment(options) -> Experiment:
     return experiment(options.preset, dict(map(parse_setting, options.settings)))
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()] or [""]  # which is no table
 
 
 def _presets(_) -> None:
@@ -222,7 +219,8 @@ def _store(options) -> int:
     store, damaged, unreadable = Store(), 0, []
     if not exists(store.root):
         raise UnmaskError(f"store={str(store.root)!r}: there is no store")
-    names = store.names(unreadable.append)
+    # trainings on their way come and go, and are looked at when they are resumed
+    names = [name for name in store.names(unreadable.append) if "/unfinished/" not in name]
     for error in unreadable:
         damaged += 1
         print(f"cannot be read  {error.filename}: {error.strerror}")

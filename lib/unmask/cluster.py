@@ -84,9 +84,8 @@ class Cluster(parallel.Workers):
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
-            said = f"{type(error).__name__} after {RETRIES} retries"
-            said = f"its worker was lost: {said} (in: {task.outputs[0].label})"
-            return Outcome(failure=UnmaskError(said))
+            said = f"{type(error).__name__} after {RETRIES} retries (in: {task.outputs[0].label})"
+            return Outcome(failure=UnmaskError(f"its worker was lost: {said}"))
 
     def needed(self, together: int, more: float = 0) -> float:
         """Bytes: the data; of each network that is trained side by side, weights, gradients,

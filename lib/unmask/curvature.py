@@ -233,10 +233,8 @@ def lanczos(operator: LinearOperator, start: np.ndarray, stops: Sequence[int]) -
     # The first steps of the tridiagonal matrix are that of fewer steps.
     spectra = []
     for stop in stops:
-        rows = [
-            scipy.linalg.eigh_tridiagonal(d[:stop], b[: min(stop, steps) - 1])
-            for d, b in zip(diagonal, beside)
-        ]
+        sides = zip(diagonal[:, :stop], beside[:, : min(stop, steps) - 1])
+        rows = [scipy.linalg.eigh_tridiagonal(*both) for both in sides]
         values, vectors = (np.array(each) for each in zip(*rows))
         spectra.append(Spectrum(values, size * vectors[:, 0] ** 2))
     return spectra

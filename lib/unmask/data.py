@@ -226,11 +226,12 @@ def _torchvision(e: Experiment) -> Data:
             found = kind(root(), train=train, download=True)
         except (RuntimeError, OSError, EOFError, ValueError, AssertionError) as error:
             # torchvision raises all of these
-            raise UnmaskError(
-                f"dataset={e.dataset!r}: not found whole and not downloaded "
-                f"({own.one_line(error)}); without a network, put torchvision's files into "
-                f"{root() / known.files}, or set UNMASK_DATA to the folder that has {known.files}"
-            ) from error
+            said = (
+                f"not found whole and not downloaded ({own.one_line(error)}); without a network, "
+            )
+            said += f"put torchvision's files into {root() / known.files}, or set UNMASK_DATA to "
+            said += f"the folder that has {known.files}"
+            raise UnmaskError(f"dataset={e.dataset!r}: {said}") from error
         x = torch.as_tensor(found.data)
         x = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
         splits.append(Split(x, torch.as_tensor(found.targets)))
@@ -313,9 +314,8 @@ class _Tree(NamedTuple):
 def _folder(e: Experiment, store: Store) -> Data:
     path = root() / (expanded(e.folder) if e.folder.startswith("~") else e.folder)
     if not path.is_dir():
-        raise UnmaskError(
-            f"folder={e.folder!r}: there is no folder {path}; give its path, or set UNMASK_DATA"
-        )
+        said = f"there is no folder {path}; give its path, or set UNMASK_DATA"
+        raise UnmaskError(f"folder={e.folder!r}: {said}")
     # ImageNet comes with a `test` of unlabelled images, in no folders
     names = ("test", "val")
     test = next((name for name in names if any(map(Path.is_dir, _visible(path / name)))), "test")
@@ -412,10 +412,8 @@ def _refuse_other_images(e: Experiment, store: Store, fingerprint: str) -> None:
         return
     results = (entry for entry in store.names() if entry.startswith(f"{e.recipe}/"))
     if known is not None and set(results) > {name + TENSORS}:
-        raise UnmaskError(
-            f"{e.folder or e.dataset}: its data are not those of the results in {store.root}; give "
-            "them another name, or take another store"
-        )
+        said = f"its data are not those of the results in {store.root}; give them another name, or "
+        raise UnmaskError(f"{e.folder or e.dataset}: {said}take another store")
     store.put_tensors(name, {"fingerprint": seen}, wait=False)
 
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from .errors import UnmaskError
-from .experiments import experiment
+from .experiments import experiment, literal
 from .lab import Lab
 from .parallel import check_backend, check_jobs
 from .remote import reaching
@@ -58,7 +58,8 @@ def check(notebook: Path, parameters: dict) -> None:
     if "settings" not in known:  # a page about published results, which says itself what there is
         return
     others = "jobs", "backend", "minutes", "compute"  # than the experiment's
-    given = {name: value for name, value in parameters.items() if name not in others}
+    given = {"preset": literal(known["preset"]["default"])} if "preset" in known else {}
+    given |= {name: value for name, value in parameters.items() if name not in others}
     settings = given.get("settings") or {}
     if twice := [name for name in known if isinstance(settings, dict) and name in settings]:
         said = f"{twice[0]} is a parameter of the notebook; set it there"

@@ -343,10 +343,8 @@ def experiment(preset: str = "miniature", settings: dict | None = None, **change
         raise UnmaskError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}")
     settings = {} if settings is None else settings
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise UnmaskError(
-            f"settings={settings!r}: must be a dictionary of fields, such as {{'lr': 0.5}}; "
-            "papermill takes one by -y 'settings: {lr: 0.5}'"
-        )
+        said = "must be a dictionary of fields, such as {'lr': 0.5}; papermill takes one by "
+        raise UnmaskError(f"settings={settings!r}: {said}-y 'settings: {{lr: 0.5}}'")
     changes = {name: value for name, value in changes.items() if value is not None}
     for name in ("dataset", "network"):
         if callable(changes.get(name)):

@@ -47,6 +47,8 @@ def export(lab: Lab, place: Place, folder: Path) -> Path:
     e, level = lab.experiment, place.level
     if lab.name(place) + TENSORS not in lab.store:
         more = "" if place.seed in e.all_seeds else f" --set first_seed={place.seed} --set seeds=1"
+        if place.kind != "imp" and place.rewind_step != e.latest:  # they are trained from the last
+            more += f" --set rewind_steps={place.rewind_step}"
         if place.kind in CONTROLS and level not in e.control_levels:
             more += f" --set control_every={level}"
         said = f"is not in {lab.store.root} yet; `unmask run {e.preset}{more}` trains it, with all"

@@ -169,10 +169,9 @@ def local(lab: Lab, jobs: int | None = None) -> Iterator[Workers]:
     except BaseException as error:
         executor.shutdown(kill_workers=True)
         if isinstance(error, TerminatedWorkerError):
-            raise UnmaskError(
-                "a worker process was killed, perhaps for want of memory; what was finished is in "
-                "the store, and a smaller number of jobs needs less"
-            ) from error
+            said = "a worker process was killed, perhaps for want of memory; what was finished is "
+            said += "in the store, and a smaller number of jobs needs less"
+            raise UnmaskError(said) from error
         raise
 
 

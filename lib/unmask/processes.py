@@ -27,9 +27,8 @@ def join() -> None:
 
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if gpus and local >= gpus:
-        raise UnmaskError(
-            f"process {local} of this machine has no GPU of its own: there are {gpus}"
-        )
+        said = f"has no GPU of its own: there are {gpus}"
+        raise UnmaskError(f"process {local} of this machine {said}")
     if gpus:
         torch.cuda.set_device(local)
     torch.distributed.init_process_group(

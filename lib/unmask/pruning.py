@@ -57,10 +57,9 @@ def survivors_at(total: int, fraction: float, level: int) -> int:
         removed = round(fraction * left)
         if not 0 < removed < left:
             outcome = "remove no weight" if removed == 0 else "leave no weight"
-            raise UnmaskError(
-                f"prune_fraction={fraction}, levels={level}: pruning {left} weights at level "
-                f"{reached} would {outcome}; take a smaller number of levels or another fraction"
-            )
+            said = f"pruning {left} weights at level {reached} would {outcome}; take a smaller "
+            said += "number of levels or another fraction"
+            raise UnmaskError(f"prune_fraction={fraction}, levels={level}: {said}")
         left -= removed
     return left
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import re
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,8 +16,9 @@ import pandas as pd
 from . import tables
 from .errors import UnmaskError
 from .experiments import PRESETS, Experiment, experiment
+from .own import one_line
 from .remote import reaching
-from .store import commit, csv_of, reading_csv, write_atomically
+from .store import commit, csv_of, reading_csv, versions, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,29 +70,34 @@ def publish(
     # What is there and in this store as well is written anew, by one program from one store.
     possible = set(tables.known_tables(asked=True))
     wanted = possible if wanted is None else {*wanted, *there} & possible
-    names = tables.complete(lab, sorted(wanted))
+    seeds = sorted({*chosen.all_seeds, *known.all_seeds})
+    whole = known.but(first_seed=seeds[0], seeds=1 + seeds[-1] - seeds[0])
+    # some tables are of the first seed only
+    needed = {t: {keys[0] for _, keys in tables.TABLES[t].parts(whole)} for t in wanted}
+    names = tables.complete(lab, sorted(t for t in wanted if needed[t] & {*chosen.all_seeds}))
     if not names:
         said = f"no table of the experiment is whole in {store.root}"
         raise UnmaskError(f"publish={name!r}: {said}")
 
-    seeds = sorted({*chosen.all_seeds, *known.all_seeds})
-    whole = known.but(first_seed=seeds[0], seeds=1 + seeds[-1] - seeds[0])
-    fresh, written, lacking = {table: tables.read(lab, table) for table in names}, {}, []
+    fresh, written = {table: tables.read(lab, table) for table in names}, {}
     for table in sorted({*fresh, *there} & possible):
         both = _together(fresh.get(table), there.get(table))
-        # some tables are of the first seed only
-        needed = {part.keys[0] for part in tables.TABLES[table].parts(whole)}
-        written[table] = both[both.seed.isin(needed)]
-        lacking += [table] if set(written[table].seed) != needed else []
-    if lacking:
+        written[table] = both[both.seed.isin(needed[table])]
+    if lacking := [table for table, rows in written.items() if {*rows.seed} != needed[table]]:
         said = f"with what {target} has, {', '.join(lacking)} would not have all of seeds "
         raise UnmaskError(f"publish={name!r}: {said}{seeds[0]} to {seeds[-1]}")
 
     this = {"tables": names, "first_seed": chosen.first_seed, "seeds": chosen.seeds}
+    instalments = _remaining(instalments, this, written)
+    later = [one["tables"] for one in (*instalments, this) if one["first_seed"] > seeds[0]]
+    later = possible.intersection(*[chain.from_iterable(later)])
+    if odd := sorted(table for table in later if "first_seed" in tables.TABLES[table].reads):
+        said = f"{', '.join(odd)} depend on the first seed: run and publish first_seed={seeds[0]}, "
+        raise UnmaskError(f"publish={name!r}: {said}seeds={whole.seeds}")
     # a recipe of a user's own files is that of the day
     about = {"experiment": dataclasses.asdict(whole), "identity": whole.id}
     about["recipe"] = whole.recipe
-    about["instalments"] = [*_remaining(instalments, this), this | _about(lab, names)]
+    about["instalments"] = [*instalments, this | _about(lab, names)]
     with reaching("publish", target):
         for table, values in written.items():
             write_atomically(target / f"{table}.csv", csv_of(values))
@@ -108,13 +114,13 @@ def _together(fresh: pd.DataFrame | None, there: pd.DataFrame | None) -> pd.Data
     return both.sort_values("seed", kind="stable")
 
 
-def _remaining(instalments: list[dict], fresh: dict) -> list[dict]:
-    """The instalments with what a fresh one has not replaced."""
+def _remaining(instalments: list[dict], fresh: dict, written: dict) -> list[dict]:
+    """The instalments with what a fresh one has not replaced, and tables `written` have rows of."""
     remaining = []
     for one in instalments:
-        ends = one["first_seed"] + one["seeds"], fresh["first_seed"] + fresh["seeds"]
-        replaced = one["first_seed"] >= fresh["first_seed"] and ends[0] <= ends[1]
-        names = set(one["tables"]) - set(fresh["tables"] if replaced else ())
+        here, new = (range(i["first_seed"], i["first_seed"] + i["seeds"]) for i in (one, fresh))
+        names = set(one["tables"]) - set(fresh["tables"] if {*here} <= {*new} else ())
+        names -= {table for table, rows in written.items() if not rows.seed.isin(here).any()}
         if names:
             remaining.append(one | {"tables": sorted(names)})
     return remaining
@@ -138,7 +144,7 @@ def _about(lab: Lab, names: Sequence[str]) -> dict:
         "core_seconds": round(sum(entry["seconds"] for entry in entries)),
         "entries": len(entries),
         "entries no longer in the store": len(needed) - len(entries),
-        "versions": versions() | {"python": told("python"), "torch": told("torch")},
+        "versions": {what: told(what) for what in versions()},
     }
 
 
@@ -149,18 +155,22 @@ def published(name: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str, p
         known = ", ".join(published_names(folder)) or "nothing"
         raise UnmaskError(f"preset={name!r}: is not published; in {folder} there is {known}")
     about = provenance(name, folder)
-    found = {path.stem: reading_csv(path) for path in sorted((folder / name).glob("*.csv"))}
-    # settings that there no longer are decided nothing that was computed
-    known = {field.name for field in dataclasses.fields(Experiment)}
-    settings = {name: value for name, value in about["experiment"].items() if name in known}
-    return experiment(**settings), found, about
+    e, found = experiment(**about["experiment"]), {}
+    for path in sorted((folder / name).glob("*.csv")):
+        rows = reading_csv(path)  # with more seeds where publishing them was interrupted
+        found[path.stem] = rows[rows.seed.isin(e.all_seeds)].reset_index(drop=True)
+    return e, found, about
 
 
 def provenance(name: str, folder: Path = FOLDER) -> dict:
     """What is published under a name, and where it comes from: "experiment", its "identity" and
     "recipe", and the "instalments", each with its tables, seeds, commit, dates, hardware and
     versions."""
-    return json.loads((folder / name / "provenance.json").read_text())
+    path = folder / name / "provenance.json"
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # two instalments that git merged, say
+        raise UnmaskError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def told(about: dict, what: str) -> str:
@@ -173,15 +183,6 @@ def published_names(folder: Path = FOLDER) -> list[str]:
     found = sorted(path.parent.name for path in folder.glob("*/provenance.json"))
     presets = [name for name in PRESETS if name in found]
     return presets + [name for name in found if name not in presets]
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    import numpy
-    import torch
-
-    found = {"torch": torch.__version__, "numpy": numpy.__version__}
-    return {"python": platform.python_version()} | found
 
 
 class Shown(NamedTuple):
@@ -218,21 +219,22 @@ def _seeds(e: Experiment) -> str:
     return f"seeds {e.first_seed} to {e.all_seeds[-1]}" if e.seeds > 1 else f"seed {e.first_seed}"
 
 
-# What has to be the same for one experiment's tables to be part of another's.
+# What has to be the same for one experiment's tables to be part of another's, and within it.
 _SAME = ("levels", "earliest", "latest", "barrier_points", "epsilon", "lmc_threshold")
 _SAME += ("higher_sparsity", "ticket_density", "loss_height", "limit_tolerance", "gap_refilled")
+_SAME += ("train_measured", "curvature_samples", "lanczos_probes", "lanczos_steps")
+_WITHIN = ("all_seeds", "rewind_steps", "probe_levels", "limit_levels", "control_levels")
+_WITHIN += ("perturbation_lengths", "prune_ratios")
 
 
 def evidence(chosen: Experiment, names: Sequence[str], folder: Path = FOLDER) -> str | None:
     """The name under which the tables `names` are published of an experiment with the same recipe
-    and thresholds, and with all the seeds and rewind steps of `chosen`."""
+    and thresholds, and with all the seeds, rewind steps, levels, ... of `chosen`."""
     for name in published_names(folder):
         known, tables_there, about = published(name, folder)
-        same = about["recipe"] == chosen.recipe
-        same &= all(getattr(known, field) == getattr(chosen, field) for field in _SAME)
-        covers = set(chosen.all_seeds) <= set(known.all_seeds)
-        covers &= set(chosen.rewind_steps) <= set(known.rewind_steps)
-        if same and covers and set(names) <= set(tables_there):
+        same = all(getattr(known, field) == getattr(chosen, field) for field in _SAME)
+        covers = all({*getattr(chosen, field)} <= {*getattr(known, field)} for field in _WITHIN)
+        if same and covers and about["recipe"] == chosen.recipe and {*names} <= {*tables_there}:
             return name
     return None
 

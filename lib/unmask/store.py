@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     import pandas
 
 TENSORS, TABLE = ".safetensors", ".csv"
-# In seconds: a file that is written for so long is that of a process that died. On whichever
-# machine, as those that share a folder do not see each other's processes.
-_DAY = 86_400
+# A file that is written for a day is that of a process that died. On whichever machine, as those
+# that share a folder do not see each other's processes.
+_DAY = 86_400  # seconds
 
 
 def default_root() -> Path:
@@ -82,10 +82,12 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
-        for path in self.root.rglob(".unmask-*.partial"):
-            with contextlib.suppress(OSError):  # gone, or somebody else's to remove
-                if path.stat().st_mtime < time.time() - _DAY:
-                    path.unlink()
+        # trainings that nobody resumed for a month were done in another way
+        for pattern, days in ((".unmask-*.partial", 1), ("unfinished/*", 30)):
+            for path in self.root.rglob(pattern):
+                with contextlib.suppress(OSError):  # gone, or somebody else's to remove
+                    if path.stat().st_mtime < time.time() - days * _DAY:
+                        path.unlink()
 
     def __contains__(self, name: str) -> bool:
         return remote.exists(self.root / (name + ".json"))
@@ -246,12 +248,20 @@ def _provenance() -> dict[str, str]:
     """When and where something is computed, and by what."""
     import torch
 
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    about = {"date": now, "torch": torch.__version__, "python": platform.python_version()}
-    about |= {"processor": processor(), "commit": commit()}
+    about = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    about |= versions() | {"processor": processor(), "commit": commit()}
     if torch.cuda.is_initialized():
         about["gpu"] = torch.cuda.get_device_name()
     return about
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    import numpy
+    import torch
+
+    found = {"torch": torch.__version__, "numpy": numpy.__version__}
+    return {"python": platform.python_version()} | found
 
 
 @functools.cache

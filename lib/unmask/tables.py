@@ -250,11 +250,8 @@ def read(lab: Lab | Shelf, name: str) -> pd.DataFrame:
 
 def complete(lab: Lab, names: Sequence[str]) -> list[str]:
     """Those of the named tables that are in the store with all their parts."""
-    return [
-        name
-        for name in names
-        if all(entry(lab, part) in lab.store for part in TABLES[name].parts(lab.experiment))
-    ]
+    parts = {name: TABLES[name].parts(lab.experiment) for name in names}
+    return [name for name in names if all(entry(lab, p) in lab.store for p in parts[name])]
 
 
 def labelled(table: pd.DataFrame, **labels) -> pd.DataFrame:

@@ -380,9 +380,10 @@ def train_all(
 
 
 def step_seconds(e: Experiment, split: Samples, state: State, mask) -> float:
-    """How long a step takes, for each of as many replicates as are trained side by side: the
-    fastest of three, without what is set up once."""
-    replicates = [Start(state, mask, ("timed",))] * replicates_at_once(e, split.device)
+    """How long a step takes, for each of as many seeds as are trained side by side: the fastest of
+    three, without what is set up once."""
+    together = min(replicates_at_once(e, split.device), e.seeds)
+    replicates = [Start(state, mask, ("timed",))] * together
 
     def seconds(steps: int) -> float:
         began = time.perf_counter()
@@ -393,7 +394,7 @@ def step_seconds(e: Experiment, split: Samples, state: State, mask) -> float:
     last = min(e.steps, 5 if split.device.type == "cpu" else 200)
     first = 0 if split.device.type == "cpu" else last // 10
     least = min(seconds(last) - seconds(first) for _ in range(3))
-    return max(least, 1e-6) / (last - first) / len(replicates)
+    return max(least, 1e-6) / (last - first) / together
 
 
 class Performance(NamedTuple):
