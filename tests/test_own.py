@@ -3,6 +3,8 @@ work."""
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,6 +177,46 @@ def not_finite():
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     nn.init.constant_(network[1].weight, float("nan"))
     return network
+
+
+class RandomAtRest(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.linear(nn.functional.dropout(x.flatten(1), 0.3))
+
+
+def cumulative():
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12, momentum=None), nn.Linear(12, 3))
+
+
+def half():
+    return nn.Sequential(nn.Flatten(), nn.LayerNorm(12, dtype=torch.float16), nn.Linear(12, 3))
+
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+
+def scalars():
+    return torch.zeros(60), torch.zeros(60).long(), torch.zeros(30), torch.zeros(30).long()
+
+
+def large():
+    x, y, test_x, test_y = (part.double() for part in scalars())
+    return x[:, None] + 1e300, y.long(), test_x[:, None], test_y.long()
+
+
+def tokens():
+    x, y, test_x, test_y = (part.long() for part in scalars())
+    return x[:, None] + 2**24 + 1, y, test_x[:, None], test_y
+
+
+def sorted_by_class():
+    y = torch.arange(60) // 20
+    return torch.zeros(60, 3, 4), y, torch.zeros(60, 3, 4), y
 
 
 def three():
@@ -392,10 +434,18 @@ def test_a_ticket_with_attention_leaves_whole(here, store):
     os.chdir(here / "out")
     exec(code, found := {})
     networks.load_state(lab.network, ticket.state)
-    x = lab.data.test.as_inputs(4).x
-    assert torch.equal(found["network"].eval()(x), lab.network.eval()(x))
-    pruned = dict(found["network"].named_buffers())
-    assert {name for name in pruned if name.endswith("_mask")} == {f"{n}_mask" for n in ticket.mask}
+    x, network = lab.data.test.as_inputs(4).x, found["network"]
+    assert torch.equal(network.eval()(x), lab.network.eval()(x))
+    # it goes on within its mask
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network.train()(x).square().sum().backward()
+        optimizer.step()
+    for name, kept in ticket.mask.items():
+        module, _, weight = name.rpartition(".")
+        there = getattr(network.get_submodule(module), weight)
+        assert not there[~kept].any() and not torch.equal(there, ticket.state[name])
 
 
 def test_a_function_is_as_good_as_its_name():
@@ -410,6 +460,48 @@ def test_a_function_is_as_good_as_its_name():
 
 def a_network():
     return torch.nn.Linear(40, 10)
+
+
+def test_a_network_that_changes_its_inputs_leaves_the_data_alone(here, store):
+    changing = "nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 3))"
+    with (here / "mine.py").open("a") as file:
+        file.write(f"\n\ndef changing():\n    return {changing}\n")
+    lab = Lab(of("MLP, dropout, layer norm", network="mine.py:changing"), store)
+    before = [split.x.clone() for split in lab.data]
+    for split in ("train", "test"):
+        lab.evaluate(lab.initial(0), split)
+    lab.trained([Start(lab.initial(0), lab.dense_mask, ("order",))], 0)
+    assert all(torch.equal(split.x, x) for split, x in zip(lab.data, before))
+
+
+def test_data_as_keras_has_them_are_as_good(here, store):
+    with (here / "mine.py").open("a") as file:
+        file.write("\n\ndef two():\n    return vectors()[:2], vectors()[2:]\n")
+    for one, other in zip(
+        data.load(of("MLP, dropout, layer norm"), store),
+        data.load(of("MLP, dropout, layer norm", dataset="mine.py:two"), store),
+    ):
+        assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
+
+
+def test_a_script_that_runs_unmask_when_it_is_imported_is_told_so(tmp_path):
+    (tmp_path / "layers.py").write_text("from torch import nn\n\nlayer = nn.Linear(40, 10)\n")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import copy\nimport layers\nimport unmask\nfrom torch import nn\n\n\n"
+        "def net():\n    return nn.Sequential(nn.Flatten(), copy.deepcopy(layers.layer))\n\n\n"
+        f"e = unmask.experiment('smoke', network=net, **{SHORT})\n"
+        "print('trains')\nunmask.measure(e, ['levels'], 'store', jobs=1)\n"
+    )
+    ran = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout.count("trains") == 2 and "script.py runs unmask while it is" in ran.stderr
+    guarded = script.read_text().replace("e = unmask", "if __name__ == '__main__':\n    e = unmask")
+    script.write_text(
+        guarded.replace("\nprint(", "\n    print(").replace("\nunmask.m", "\n    unmask.m")
+    )
+    subprocess.run([sys.executable, script], cwd=tmp_path, check=True)
+    # from elsewhere it finds what stands beside it
+    assert isinstance(own.find(f"{script}:net")(), torch.nn.Sequential)
 
 
 @pytest.mark.parametrize(
@@ -438,6 +530,18 @@ def a_network():
         ({"dataset": "bad.py:fractions"}, "there must be a whole number from 0 on for each input"),
         ({"dataset": "bad.py:infinite"}, "an input is not finite"),
         ({"dataset": "bad.py:random"}, "returns other data when called again"),
+        ({"network": "bad.py:RandomAtRest"}, "gives other logits when called again in evaluation"),
+        ({"network": "bad.py:cumulative"}, "1 has momentum=None, by which a training cannot be"),
+        ({"network": "bad.py:half"}, "2.bias is torch.float32; all parameters must be float32, or"),
+        ({"network": "bad.py:lazy"}, "has lazy layers; give them their sizes"),
+        ({"dataset": "bad.py:scalars"}, "for each input, and that is no scalar"),
+        ({"dataset": "bad.py:large"}, "an input is not finite, as float32"),
+        ({"dataset": "bad.py:tokens"}, "a whole number among the inputs is too large for float32"),
+        (
+            {"dataset": "bad.py:sorted_by_class", "train_samples": 30},
+            "the first 30 of 60 samples have none of class 2; mix them, or take more, or 'all'",
+        ),
+        ({"train_measured": 70}, "train_measured=70: mine.py:vectors has 60"),
         ({"classes": 4}, "classes=4: mine.py:vectors has 3"),
         ({"augmentation": "crop-flip"}, "augmentation='crop-flip': of bytes only; mine.py:vec"),
     ],

@@ -77,8 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     said = "of the Ray cluster (default: that of this machine, or else one of its own)"
     command.add_argument("--address", help=said)
     said = "only these tables, and what they need (default: all of them)"
-    names = dict(type=lambda text: [name.strip() for name in text.split(",")], metavar="NAME,...")
-    command.add_argument("--tables", help=said, **names)
+    command.add_argument("--tables", type=_names, metavar="NAME,...", help=said)
     said = "also write the tables, with provenance, to results/NAME (default: the preset's name)"
     command.add_argument("--publish", nargs="?", const=True, metavar="NAME", help=said)
 
@@ -113,6 +112,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _experiment(options) -> Experiment:
     return experiment(options.preset, dict(map(parse_setting, options.settings)))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()] or [""]  # which is no table
 
 
 def _presets(_) -> None:

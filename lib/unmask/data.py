@@ -9,6 +9,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +54,10 @@ class Split(NamedTuple):
         return Split(*(part.to(device) if torch.is_tensor(part) else part for part in self))
 
     def normalised(self, x: torch.Tensor) -> torch.Tensor:
-        """Some of `x` as a network takes it: images normalised."""
-        return x if self.mean is None else _laid_out(x.float().sub_(self.mean).div_(self.std))
+        """A copy of some of `x` as a network takes it, which may change it: images normalised."""
+        if self.mean is None:
+            return x.clone()
+        return _laid_out(x.float().sub_(self.mean).div_(self.std))
 
     def chunks(self, size: int, first: int = 0, step: int = 1) -> Batches:
         """Every `step`th sample from `first` on, at most `size` at a time: inputs and labels."""
@@ -176,7 +179,8 @@ def _counts(
     source, problems = e.folder or e.dataset, [problem] if problem else []
     if e.classes != classes:
         problems.append(f"classes={e.classes}: {source} has {classes}")
-    for name, there in (("train_samples", train), ("test_samples", test)):
+    wanted = ("train_samples", train), ("train_measured", train), ("test_samples", test)
+    for name, there in wanted:
         if (asked := getattr(e, name)) > there:
             problems.append(f"{name}={asked}: {source} has {there}, and 'all' takes all")
     least = min(e.train_samples or train, train)
@@ -192,6 +196,10 @@ def _taken(e: Experiment, train: Split, test: Split) -> tuple[Split, Split]:
     """As many samples of both as the experiment asks for."""
     classes = 1 + int(max(train.y.max(), test.y.max()))
     counts = _counts(e, len(train.y), len(test.y), classes)
+    for split, count in zip((train, test), counts):
+        if left_out := {*split.y.tolist()} - {*split.y[:count].tolist()}:
+            said = f"the first {count} of {len(split.y)} samples have none of class {min(left_out)}"
+            raise UnmaskError(f"{e.dataset}: {said}; mix them, or take more, or 'all'")
     return train.take(counts[0]), test.take(counts[1])
 
 
@@ -266,7 +274,9 @@ def _returned(e: Experiment) -> list[Split]:
 
     try:
         found = own.find(e.dataset)()
-        if len(found) == 2:
+        if len(found) == 2 and all(isinstance(s, tuple) and len(s) == 2 for s in found):
+            found = chain(*found)  # as Keras has them
+        elif len(found) == 2:
             pairs = ([split[i] for i in range(len(split))] for split in found)
             found = [part for split in pairs for part in zip(*split)]
         x, y, test_x, test_y = found
@@ -278,13 +288,19 @@ def _returned(e: Experiment) -> list[Split]:
         refuse(f"{said} {own.one_line(error)}")
     splits = []
     for x, y in (parts[:2], parts[2:]):
-        if y.dim() != 1 or y.is_floating_point() or len(x) != len(y) or not len(y) or y.min() < 0:
-            shapes = f"inputs of shape {tuple(x.shape)}, labels of {tuple(y.shape)}, {y.dtype}"
-            refuse(f"{shapes}: there must be a whole number from 0 on for each input")
-        if not x.isfinite().all():
-            refuse("an input is not finite")
-        images = x.dtype == torch.uint8 and x.dim() == 4
-        splits.append(Split(x if images else x.float(), y.long()))
+        odd = y.dim() != 1 or y.is_floating_point() or y.is_complex() or x.is_complex()
+        if odd or x.dim() < 2 or len(x) != len(y) or not len(y) or y.long().min() < 0:
+            shapes = (
+                f"inputs of shape {tuple(x.shape)}, {x.dtype}, labels {tuple(y.shape)}, {y.dtype}"
+            )
+            said = "there must be a whole number from 0 on for each input, and that is no scalar"
+            refuse(f"{shapes}: {said}")
+        made = x if x.dtype == torch.uint8 and x.dim() == 4 else x.float()
+        if not made.isfinite().all():
+            refuse("an input is not finite, as float32")
+        if not x.is_floating_point() and not torch.equal(made.double(), x.double()):
+            refuse("a whole number among the inputs is too large for float32")
+        splits.append(Split(made, y.long()))
     kinds = [f"{split.x.dtype}, {tuple(split.x.shape[1:])}" for split in splits]
     if kinds[0] != kinds[1]:
         refuse(f"inputs for training are {kinds[0]}, those for test {kinds[1]}")
@@ -293,8 +309,8 @@ def _returned(e: Experiment) -> list[Split]:
 
 def _stacked(values) -> torch.Tensor:
     if isinstance(values, (list, tuple)):
-        return torch.stack([torch.as_tensor(value) for value in values])
-    return torch.as_tensor(values)
+        values = torch.stack([torch.as_tensor(value) for value in values])
+    return torch.as_tensor(values).detach().cpu().to_dense()
 
 
 # Images in folders

@@ -346,9 +346,10 @@ def experiment(preset: str = "miniature", settings: dict | None = None, **change
         said = "must be a dictionary of fields, such as {'lr': 0.5}; papermill takes one by "
         raise UnmaskError(f"settings={settings!r}: {said}-y 'settings: {{lr: 0.5}}'")
     changes = {name: value for name, value in changes.items() if value is not None}
-    for name in ("dataset", "network"):
-        if callable(changes.get(name)):
-            changes[name] = own.name_of(changes[name])
+    for given in (changes, settings := dict(settings)):
+        for name in ("dataset", "network"):
+            if callable(given.get(name)):
+                given[name] = own.name_of(given[name])
     if twice := [name for name in settings if name in changes]:
         raise UnmaskError(f"settings={settings!r}: {twice[0]} is given beside it as well")
     return PRESETS[preset].but(**changes, **settings)
@@ -404,7 +405,11 @@ def _typed(name: str, value):
 
 
 def _scalar(name: str, value, kind: type):
-    if value == "all" and _FIELDS[name].metadata["rule"] in (_ALL, _SOME):
+    if (
+        isinstance(value, str)
+        and value == "all"
+        and _FIELDS[name].metadata["rule"] in (_ALL, _SOME)
+    ):
         return 0
     if isinstance(value, bool) or (kind is not float and not isinstance(value, kind)):
         raise bad(name, value, f"of type {kind.__name__}")

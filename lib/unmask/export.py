@@ -25,17 +25,28 @@ _CARD = """\
 the mask of each weight NAME that could be pruned. To go on with it in plain PyTorch:
 
 ```python
+import torch
 from safetensors.torch import load_file
-from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
 
 {network}
+
+
+class Kept(torch.nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight):
+        return weight * self.mask
+
+
 tensors = load_file("ticket.safetensors")
-state = {{name: tensor for name, tensor in tensors.items() if ":" not in name}}
-network.load_state_dict(state, strict=False)  # but for counters of batches
+network.load_state_dict(tensors, strict=False)  # but for counters of batches
 for name in tensors:
     if name.startswith("mask:"):
         module, _, weight = name.removeprefix("mask:").rpartition(".")
-        prune.custom_from_mask(network.get_submodule(module), weight, tensors[name])
+        register_parametrization(network.get_submodule(module), weight, Kept(tensors[name]))
 ```
 """
 
@@ -75,7 +86,8 @@ def export(lab: Lab, place: Place, folder: Path) -> Path:
         network = f"import timm\n\nnetwork = timm.create_model({name!r}, "
         network += f"num_classes={e.classes}, in_chans={e.channels})"
     elif where.endswith(".py"):  # run where that file is found
-        network = f"import runpy\n\nnetwork = runpy.run_path({where!r})[{name!r}]()"
+        file = str(Path(where).expanduser())
+        network = f"import runpy\n\nnetwork = runpy.run_path({file!r})[{name!r}]()"
     elif where:
         network = f"from {where} import {name} as build\n\nnetwork = build()"
     rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())

@@ -225,39 +225,52 @@ def own_network(e: Experiment) -> nn.Module:
     if not isinstance(network, nn.Module):
         said = f"returns {type(network).__name__}, not a torch.nn.Module"
         raise UnmaskError(f"network={e.network!r}: {said}")
+    if any(map(nn.parameter.is_lazy, [*network.parameters(), *network.buffers()])):
+        raise UnmaskError(f"network={e.network!r}: has lazy layers; give them their sizes")
     return network
 
 
 def check_own(e: Experiment, network: nn.Module, x: Tensor) -> None:
     """Try a user's network on some inputs.
     Raises UnmaskError: it does not take them, in training or in evaluation, or its output is not
-    one logit for each class; a parameter is not finite, or belongs to two modules; or it does not
-    initialise itself by torch's generator alone."""
+    one logit for each class, or random in evaluation; a parameter is not finite, of another type
+    than the others, or belongs to two modules; what it keeps could not be stored, or resumed; or it
+    does not initialise itself by torch's generator alone."""
+
+    def refuse(said: str, error: Exception | None = None):
+        raise UnmaskError(f"network={e.network!r}: {said}") from error
+
     every = dict(network.named_parameters(remove_duplicate=False))
     if tied := sorted(every.keys() - dict(network.named_parameters()).keys()):
-        said = f"{', '.join(tied)} is the same tensor as another; what is tied cannot be pruned"
-        raise UnmaskError(f"network={e.network!r}: {said}")
+        refuse(f"{', '.join(tied)} is the same tensor as another; what is tied cannot be pruned")
+    kinds = {str(p.dtype): name for name, p in network.named_parameters()}
+    if len(kinds) > 1 or not kinds.keys() <= {"torch.float32", "torch.float64"}:
+        found = ", ".join(f"{name} is {kind}" for kind, name in kinds.items())
+        refuse(f"{found}; all parameters must be float32, or float64")
     for name, tensor in network.state_dict().items():
-        if not tensor.isfinite().all():
-            raise UnmaskError(f"network={e.network!r}: {name} is not finite to begin with")
+        if not torch.is_tensor(tensor) or not tensor.isfinite().all():
+            refuse(f"{name} is not finite to begin with, or no tensor")
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None:
+            refuse(f"{name} has momentum=None, by which a training cannot be resumed; give it one")
     one, other = (initial_state(e, torch.Generator().manual_seed(0)) for _ in range(2))
     if odd := [name for name in one if not torch.equal(one[name], other[name])]:
-        said = f"{odd[0]} is another each time, although torch's generator is seeded"
-        raise UnmaskError(f"network={e.network!r}: {said}")
-    tried = copy.deepcopy(network)
+        refuse(f"{odd[0]} is another each time, although torch's generator is seeded")
     for training in (True, False):
-        tried.train(training)
         try:
+            tried = copy.deepcopy(network).train(training)
             with torch.no_grad(), torch.random.fork_rng([]):
-                logits = tried(x)
+                logits, again = (tried(x.clone()) for _ in range(2))
         except Exception as error:  # of somebody else's code
-            said = f"does not take inputs of shape {tuple(x.shape)}: {own.one_line(error)}"
-            raise UnmaskError(f"network={e.network!r}: {said}") from error
+            refuse(f"does not take inputs of shape {tuple(x.shape)}: {own.one_line(error)}", error)
         given = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
         if given != (len(x), e.classes):
             when = "in training" if training else "in evaluation"
-            said = f"gives {given} for {len(x)} inputs {when}, not ({len(x)}, {e.classes})"
-            raise UnmaskError(f"network={e.network!r}: {said}")
+            refuse(f"gives {given} for {len(x)} inputs {when}, not ({len(x)}, {e.classes})")
+    if not torch.allclose(logits, again, rtol=0, atol=0, equal_nan=True):
+        refuse(
+            "gives other logits when called again in evaluation; dropout has to follow .training"
+        )
 
 
 def check_size(experiment: Experiment) -> None:

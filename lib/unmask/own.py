@@ -83,6 +83,8 @@ def find(name: str) -> Callable:
     try:
         is_file = place.endswith(".py")
         module = _executed(file, source) if is_file else importlib.import_module(place)
+    except UnmaskError:
+        raise
     except Exception as error:  # whatever a user's file does
         raise UnmaskError(f"{name}: {file.name} cannot be imported: {one_line(error)}") from error
     function = getattr(module, what, None)
@@ -93,11 +95,21 @@ def find(name: str) -> Callable:
 
 @functools.cache
 def _executed(file: Path, source: bytes) -> ModuleType:
-    """A module of its own, made of what the file said when it was read."""
+    """A module of its own, made of what the file said when it was read. As of a script, what stands
+    beside it can be imported."""
     name = f"_own_{hashlib.sha256(bytes(file) + source).hexdigest()[:16]}"
+    if name in sys.modules:  # it asks for itself, as this is cached
+        said = "runs unmask while it is imported: put that under `if __name__ == '__main__':`"
+        raise UnmaskError(f"{file.name} {said}")
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     module = sys.modules[name] = ModuleType(name)
     module.__file__ = str(file)
-    exec(compile(source, file, "exec"), module.__dict__)
+    try:
+        exec(compile(source, file, "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 

@@ -150,7 +150,8 @@ class Run:
         loss.backward()
         with torch.no_grad():
             # As torch.optim.SGD, all in one vector; zero for a parameter that the loss ignores.
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            pairs = ((p, p.grad) for p in self.parameters)
+            gradients = [torch.zeros_like(p) if g is None else g.to_dense() for p, g in pairs]
             gradient = torch.cat(list(map(_flat, gradients, self.parameters)))
             update = self.velocity.mul_(e.momentum).add_(gradient) if e.momentum else gradient
             if e.weight_decay:
