@@ -113,6 +113,63 @@ def test_seeds_are_published_in_instalments(lab, tmp_path):
         results.check_name(beyond, "smoke")
 
 
+def test_what_depends_on_the_first_seed_is_published_by_one_run_alone(lab, tmp_path):
+    seeds, names = lab.experiment.all_seeds, ["landscape", "curvatures", "layers"]
+    one, other = (Lab(lab.experiment.but(first_seed=s, seeds=1), lab.store) for s in seeds)
+    for some in one, other:
+        tables.compute(some, names, 1)
+    # a landscape is of the first seed alone, of which a second instalment has none
+    results.publish(one, folder=tmp_path, wanted=["landscape", "layers"])
+    results.publish(other, folder=tmp_path, wanted=["landscape", "layers"])
+    _, found, about = results.published("smoke", tmp_path)
+    assert set(found["landscape"].seed) == {seeds[0]} and set(found["layers"].seed) == set(seeds)
+    assert [one["tables"] for one in about["instalments"]] == [["landscape", "layers"], ["layers"]]
+    results.publish(one, "mine", tmp_path, wanted=["curvatures"])
+    with pytest.raises(UnmaskError, match="curvatures depend on the first seed: .* seeds=2"):
+        results.publish(other, "mine", tmp_path, wanted=["curvatures"])
+
+
+def test_an_interrupted_instalment_shows_nothing(lab, tmp_path, monkeypatch):
+    seeds, write = lab.experiment.all_seeds, results.write_atomically
+    one, other = (Lab(lab.experiment.but(first_seed=s, seeds=1), lab.store) for s in seeds)
+    tables.compute(lab, ["levels", "pairs"], 1)
+    results.publish(one, folder=tmp_path, wanted=["levels", "pairs"])
+
+    def interrupted(path, data):
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(results, "write_atomically", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        results.publish(other, folder=tmp_path, wanted=["levels", "pairs"])
+    e, found, _ = results.published("smoke", tmp_path)
+    assert e == one.experiment and all(set(rows.seed) == {seeds[0]} for rows in found.values())
+    monkeypatch.setattr(results, "write_atomically", write)
+    results.publish(other, folder=tmp_path, wanted=["levels", "pairs"])
+    assert results.published("smoke", tmp_path)[0] == lab.experiment
+
+
+def test_a_provenance_that_git_could_not_merge_is_said(lab, tmp_path):
+    tables.compute(lab, ["levels"], 1)
+    results.publish(lab, folder=tmp_path, wanted=["levels"])
+    file = tmp_path / "smoke/provenance.json"
+    file.write_text("<<<<<<< HEAD\n" + file.read_text())
+    with pytest.raises(UnmaskError, match="provenance.json cannot be read: JSONDecodeError"):
+        results.published("smoke", tmp_path)
+
+
+SWEEPS = {"probe_levels": (2, 6), "limit_levels": (3,), "prune_ratios": (0.33,)}
+SWEEPS |= {"perturbation_lengths": (0.0, 1.0, 3.0), "control_every": 3, "lanczos_steps": 8}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_other_sweeps_than_those_published_are_not_shown_by_them(name):
+    e, names = experiment("miniature_short"), ["levels", "perturbations", "prunings", "controls"]
+    assert results.evidence(e, names) == "miniature"
+    assert results.evidence(e.but(**{name: SWEEPS[name]}), names) is None
+
+
 def test_seeds_that_would_leave_a_gap_are_refused(lab, tmp_path):
     for seed in lab.experiment.all_seeds[0], lab.experiment.all_seeds[0] + 2:
         some = Lab(lab.experiment.but(first_seed=seed, seeds=1), lab.store)

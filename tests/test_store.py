@@ -186,6 +186,20 @@ def test_what_dead_writers_left_is_swept_and_what_the_living_write_is_not(store)
     assert not old.exists() and new.exists()
 
 
+def test_trainings_that_nobody_resumed_are_swept_and_none_on_its_way_is_damage(
+    store, monkeypatch, capsys
+):
+    store.put_tensors("recipe/unfinished/one-a", {"x": torch.zeros(1)})
+    store.put_tensors("recipe/unfinished/two-a", {"x": torch.zeros(1)})
+    for file in (store.root / "recipe/unfinished").glob("one-a*"):
+        os.utime(file, (time.time() - 31 * 86_400,) * 2)
+    store.prepare()
+    assert store.names() == ["recipe/unfinished/two-a.safetensors"]
+    (store.root / "recipe/unfinished/two-a.safetensors").write_bytes(b"being written")
+    monkeypatch.setenv("UNMASK_STORE", str(store.root))
+    assert main(["store", "verify"]) == 0 and "0 damaged" in capsys.readouterr().out
+
+
 def test_reading_asks_for_no_writing(store, monkeypatch, capsys):
     monkeypatch.setenv("UNMASK_STORE", str(store.root))
     for action in ("ls", "verify"):
@@ -233,13 +247,18 @@ def test_output_that_nobody_takes_is_no_traceback(store):
         assert (found.returncode, found.stderr) == (status, said), end
 
 
-@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_whoever_ends_it_no_process_stays_and_it_goes_on_from_there(tmp_path, kill):
-    command = [sys.executable, "-m", "unmask", "run", "smoke", "--tables", "levels", "--jobs", "2"]
-    command += ["--set", "steps=800", "--set", "seeds=4"]
+RUN = ["-m", "unmask", "run", "smoke", "--tables", "levels", "--jobs", "2"]
+RUN += ["--set", "steps=800", "--set", "seeds=4"]
+BUILD = [str(Path(__file__).parents[1] / "book/build.py")]
+KILLS = [(RUN, kill) for kill in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize("command, kill", [*KILLS, (BUILD, signal.SIGTERM)])
+def test_whoever_ends_it_no_process_stays_and_it_goes_on_from_there(tmp_path, command, kill):
     known = os.environ | {"UNMASK_STORE": str(tmp_path), "MARK_OF_TEST": str(tmp_path)}
     # which whatever a shell runs in the background, and this may be, is told to ignore
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, *command]
     process = subprocess.Popen(command, env=known, stderr=subprocess.PIPE, text=True)
     while not any(tmp_path.rglob("dense*.json")):  # in the middle of its work
         assert process.poll() is None
@@ -248,7 +267,8 @@ def test_whoever_ends_it_no_process_stays_and_it_goes_on_from_there(tmp_path, ki
     _, said = process.communicate(timeout=120)
     if kill != signal.SIGKILL:
         end = "interrupted; what was finished is in the store, and the same command goes on from "
-        assert process.returncode == 130 and f"unmask: {end}there" in said
+        status = 143 if command[1:] == BUILD else 130
+        assert process.returncode == status and f"unmask: {end}there" in said
 
     def left():
         for folder in Path("/proc").glob("[0-9]*"):
