@@ -546,7 +546,7 @@ def made(
     ]
     theory, quadratic = "random subspace", "exact quadratic"
     predictions = [
-        (*case, criterion, mask, reading, gradient, steps, height, ratio)
+        (*case, criterion, mask, reading, gradient, steps, height, ratio, 0.05 if steps else np.nan)
         for case in cases
         for mask in limit.MASKS
         for height in limit.HEIGHTS
@@ -564,7 +564,16 @@ def made(
     columns = {
         "levels": ["rewind_step", "density", "test_error", "chance"],
         "prunings": ["mask", "draw", "ratio", "weights", "test_error", "solution_error", "barrier"],
-        "predictions": ["criterion", "mask", "reading", "gradient", "steps", "height", "ratio"],
+        "predictions": [
+            "criterion",
+            "mask",
+            "reading",
+            "gradient",
+            "steps",
+            "height",
+            "ratio",
+            "error",
+        ],
         "displacements": ["mask", "draw", "curvature", "t"],
     }
     rows = levels, prunings, predictions, displacements
@@ -629,6 +638,25 @@ def test_predictions_that_hang_on_unresolved_signs_decide_nothing():
     assert limit.predicted_and_measured(alone, E).unresolved.all()
 
 
+def test_all_seeds_are_judged_by_as_many_steps():
+    tables = made(steps=E.lanczos_steps)
+    once = tables["predictions"].query("seed == 0 and level == 1")
+    twice = once.assign(steps=2 * E.lanczos_steps, ratio=0.9)
+    tables["predictions"] = pd.concat([tables["predictions"], twice])
+    found = limit.predicted_and_measured(tables, E)
+    assert set(found.steps) == {E.lanczos_steps} and set(found.predicted) == {0.35}
+    # the quadratic is that of a gradient of zero
+    assert not found[found.criterion == limit.QUADRATIC].gradient.any()
+
+
+def test_the_table_of_limits_says_how_sure_an_estimate_is_and_leaves_out_what_is_unresolved():
+    exact, estimated = (limit.limits_table(made(steps=n), E) for n in (0, 40))
+    assert set(exact[limit.THEORY]) == {"35.0 (35.0 to 35.0)"}
+    assert set(estimated[limit.THEORY]) == {"35.0 ± 5.0 (35.0 to 35.0)"}
+    shown = limit.limits_table(made(steps=40, absolute=0.9), E)
+    assert list(shown.columns) == ["measured, exists", "measured, finds"] and len(shown) == 4
+
+
 def verdicts(**changes):
     return limit.verdicts(made(**changes), E).table.verdict.tolist()
 
@@ -671,9 +699,9 @@ def test_numbers_are_means_of_the_seeds_means():
     numbers = limit.numbers(made(), E)
     assert numbers["flatter_by"] == pytest.approx(9)
     assert numbers["exists_random"] == numbers["finds_random"] == pytest.approx(20)
-    assert numbers["theory_magnitude"] == pytest.approx(35)
-    assert numbers["miss_quadratic_magnitude"] == pytest.approx(5)
-    assert np.isnan(limit.numbers(made(steps=40, absolute=0.9), E)["theory_magnitude"])
+    assert numbers["miss_theory_random"] == pytest.approx(0)
+    assert numbers["miss_theory_magnitude"] == pytest.approx(5)
+    assert np.isnan(limit.numbers(made(steps=40, absolute=0.9), E)["miss_theory_magnitude"])
     shown = limit.readings_table(made(), E)
     assert shown.loc[("random subspace", "clipped", "zero"), "magnitude"] == "5.0 [5.0, 5.0]"
 

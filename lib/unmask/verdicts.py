@@ -105,8 +105,10 @@ def is_matching(networks: pd.DataFrame, tables: Tables, e: Experiment) -> pd.Ser
 def is_at_chance(networks: pd.DataFrame, tables: Tables, e: Experiment) -> pd.Series:
     """Is each network no better than always naming the most frequent class, within three standard
     errors of an error so large?"""
-    chance = tables["levels"].chance.iloc[0]
-    spread = (chance * (1 - chance) / e.evaluated[0]) ** 0.5
+    levels = tables["levels"]
+    # of `test_samples=all` the table knows how many; those published before do not say
+    chance, count = levels.chance.iloc[0], levels.get("tested", pd.Series(e.evaluated[0])).max()
+    spread = (chance * (1 - chance) / count) ** 0.5
     return networks.test_error >= chance - 3 * spread
 
 
@@ -181,8 +183,9 @@ def area(values: pd.Series, positive: pd.Series) -> float:
 class Evidence:
     """What the seeds say of one claim, in its `unit`.
 
-    `values`: M by seed. `bounds`: seeds whose M is at least that. `spread`: the least standard
-    deviation that retraining alone gives M. `headline`: the finding whose headline it is, or ""."""
+    `values`: M by seed. `bounds`: seeds whose M is at least that. `spread`: the least that their
+    standard deviation is taken to be; of errors, that of one error over retrainings. `headline`:
+    the finding whose headline it is, or ""."""
 
     def __init__(
         self, finding, figure, claim, unit, values, judged=True, bounds=(), spread=0.0, headline=""
@@ -200,7 +203,7 @@ class Evidence:
         if len(self.values) < SEEDS_NEEDED:
             return UNDECIDED
         if self.low > 0:
-            return HOLDS  # and would with larger values in place of bounds
+            return HOLDS  # of bounds, as if they were the numbers
         return FAILS if self.high < 0 and not self.bounds else UNDECIDED
 
     @property

@@ -275,8 +275,9 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     middle = middle.merge(pd.DataFrame({"end_error": ends.mean(), "hill": hill}), on=keys)
     first, late = at_earliest(middle, e), at_latest(middle, e)
     other, late = late[~late.matching & ~late.lost], late[late.matching]
-    sparse = at_higher_sparsity(at_latest(judged[~judged.lost], e), e)
-    margin, whole = log_barrier(sparse.barrier, e), at_latest(judged, e)
+    whole = at_latest(judged[~judged.lost], e)
+    sparse = at_higher_sparsity(whole, e)
+    margin = log_barrier(sparse.barrier, e)
     found = {
         "mid_first": 100 * first.test_error.mean(),
         "mid_late": 100 * late.test_error.mean(),
@@ -297,8 +298,6 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     for name, rows in (("matching", sparse[sparse.matching]), ("other", sparse[~sparse.matching])):
         by = by_seed(rows, margin[rows.index])
         found |= in_numbers(f"barrier_{name}", by, lambda m: 100 * e.lmc_threshold * 10**m)
-    lag = lost_from(whole, whole.connected) - lost_from(whole, whole.matching)
-    found |= in_numbers("lag", lag)
     if "subspaces" in tables:
         probed = where_pruning_works(there_and_found(tables, e), e)
         for name, rows in zip(("first", "late"), probed):
@@ -313,16 +312,18 @@ _LINKED = {True: "connected", False: "not connected"}
 
 def quadrants(tables: Tables, e: Experiment) -> pd.DataFrame:
     """The pairs of successive levels at higher sparsities, by rewind step: matching or not, and
-    connected or not, in percent, mean over seeds; and those whose sparser network is at chance, of
-    which neither is asked."""
+    connected or not, in percent, mean over seeds, and how many (in brackets); and those whose
+    sparser network is at chance, of which neither is asked."""
     sparse = at_higher_sparsity(successive(tables, e), e)
     words = sparse.matching.map(_WORDS) + ", " + sparse.connected.map(_LINKED)
     kind = words.where(~sparse.lost, "at chance")
-    shares = pd.crosstab([sparse.rewind_step, sparse.seed], kind, normalize="index") * 100
+    counts = pd.crosstab([sparse.rewind_step, sparse.seed], kind)
     columns = [f"{one}, {other}" for one in _WORDS.values() for other in _LINKED.values()]
-    columns += ["at chance"] * ("at chance" in shares)
-    shares = shares.reindex(columns=columns, fill_value=0).groupby("rewind_step").mean().round(1)
-    return shares.rename_axis(index="rewound to step", columns="share of the pairs (%)")
+    counts = counts.reindex(columns=columns + ["at chance"] * ("at chance" in counts), fill_value=0)
+    shares = 100 * counts.div(counts.sum(axis=1), axis=0).groupby("rewind_step").mean()
+    sums = counts.groupby("rewind_step").sum().astype(str)
+    shown = shares.map("{:.1f}".format) + " (" + sums + ")"
+    return shown.rename_axis(index="rewound to step", columns="share of the pairs (%)")
 
 
 def barriers_by_metric(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -436,8 +437,8 @@ def _in_words(pair) -> list[str]:
 
 
 def barrier_against_excess(tables: Tables, e: Experiment) -> Figure:
-    """Each pair of successive levels: its barrier against how much worse than dense the sparser one
-    is.
+    """Each pair of successive levels: its barrier against how much worse than its seed's reference
+    the sparser one is.
 
     Shaded: the two quadrants in which "connected" and "matching" disagree. Axes are linear within
     the thresholds and logarithmic beyond."""
@@ -466,7 +467,7 @@ def barrier_against_excess(tables: Tables, e: Experiment) -> Figure:
             side = dict(ha="left" if matching else "right", va="bottom", fontsize="small")
             ax.annotate(f"{words},\n{end}", at, xycoords="axes fraction", **side)
     ax.set(xlim=(left, right), ylim=(bottom, top))
-    ax.set_xlabel("test error above the dense network (percentage points)")
+    ax.set_xlabel("test error above the seed's reference (percentage points)")
     ax.set_ylabel("barrier to the level before\n(percentage points)")
     plain_log(ax.xaxis)
     plain_log(ax.yaxis)

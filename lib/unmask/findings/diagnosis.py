@@ -66,9 +66,10 @@ def _dense(e: Experiment, seed: int, *keys):
 @table(("seed",), asked=True, passes=lambda e, seed: e.evaluated[0], needs=_dense)
 def dense_error(lab, seed) -> pd.DataFrame:
     """Columns: test_error (of the dense network), chance (that of always naming the most frequent
-    class), weights (that can be pruned)."""
+    class), tested (on how many samples), weights (that can be pruned)."""
     error = lab.evaluate(lab.tickets([dense(seed)])[0].state).error
-    return pd.DataFrame({"test_error": [error], "chance": lab.chance, "weights": lab.total})
+    row = error, lab.chance, len(lab.data.test.y), lab.total
+    return pd.DataFrame([row], columns=["test_error", "chance", "tested", "weights"])
 
 
 def cut_once(lab, seed: int, rewind_step: int):
@@ -336,8 +337,7 @@ def by_theory(found: Tables, e: Experiment) -> str:
     wide = ": too wide to decide" if high[False] - low[False] > 2 * e.limit_tolerance else ""
     return (
         f" The theory of random subspaces, by estimates of curvature, lets {flat} of the weights "
-        f"go, depending on how it is read{wide}; {sloped} if the slope "
-        "that is left counts."
+        f"go, depending on how it is read{wide}; {sloped} if the slope that is left counts."
     )
 
 

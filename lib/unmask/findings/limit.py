@@ -384,20 +384,21 @@ def predictions(lab, seed, level) -> pd.DataFrame:
     rows, solution = [], Solution(lab, seed, level)
     for height in HEIGHTS:
         eps = height * lab.experiment.loss_height
-        for about, extra, each in _theory(solution, spectra, found["gradient"], eps):
+        for about, each in _theory(solution, spectra, found["gradient"], eps):
             for steps, ratios in each:
                 error = ratios.std(ddof=1) / len(ratios) ** 0.5 if len(ratios) > 1 else np.nan
                 rows.append((THEORY, *about, steps, height, ratios.mean(), error))
-            if (name := "{1}/{0}".format(*about)) in found:
-                ratio = largest_ratio(np.maximum.accumulate(found[name] + extra), eps)
-                rows.append((QUADRATIC, *about, 0, height, ratio, np.nan))
+        for mask, reading in product(MASKS, READINGS):
+            if (name := f"{reading}/{mask}") in found:
+                ratio = largest_ratio(found[name], eps)
+                rows.append((QUADRATIC, mask, reading, False, 0, height, ratio, np.nan))
     columns = ["criterion", "mask", "reading", "gradient", "steps", "height", "ratio", "error"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _theory(solution: Solution, spectra: dict, gradient: np.ndarray, eps: float):
-    """For each mask, reading, and with the gradient or not: these three, the gradient's rises, and
-    by each spectrum of the matrix that is read the steps of Lanczos and `max_pruning_ratio`."""
+    """For each mask, reading, and with the gradient or not: these three, and by each spectrum of
+    the matrix that is read the steps of Lanczos and `max_pruning_ratio`."""
     weights = solution.weights
     distances = dict(zip(MASKS, (random_distances(weights), magnitude_distances(weights))))
     orders = None, solution.order("magnitude")
@@ -409,7 +410,7 @@ def _theory(solution: Solution, spectra: dict, gradient: np.ndarray, eps: float)
                 values = np.abs(values) if reading == ABSOLUTE else values
                 spectrum = unmask.curvature.Spectrum(values, shares)
                 each.append((steps, max_pruning_ratio(spectrum, distances[mask], eps, rises)))
-        yield (mask, reading, counts), rises, each
+        yield (mask, reading, counts), each
 
 
 PROBES, STEPS = 2, 80  # of Lanczos, for a quick look
@@ -434,7 +435,7 @@ def dense_limits(lab, seed) -> pd.DataFrame:
         operator, draws = solution.operator(matrix), unmask.train.generator(seed, "spectrum", 0)
         estimates = unmask.curvature.spectral_densities(operator, PROBES, stops, draws)
         spectra |= {(matrix, steps): found for steps, found in zip(stops, estimates)}
-    for about, _, each in _theory(solution, spectra, gradient, lab.experiment.loss_height):
+    for about, each in _theory(solution, spectra, gradient, lab.experiment.loss_height):
         rows += [(*about, steps, ratios.mean()) for steps, ratios in each]
     return pd.DataFrame(rows, columns=["mask", "reading", "gradient", "steps", "ratio"])
 
@@ -633,7 +634,8 @@ def best_of(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 def unresolved(predictions: pd.DataFrame, e: Experiment) -> pd.Series:
     """Is a prediction one of which little is known, as the sign of eigenvalues that Lanczos does
     not resolve decides it? So it is where reading them as flat and by absolute value differs by
-    more than twice the tolerance, or where only one is known."""
+    more than twice the tolerance, or where only one is known. (The Gauss-Newton part has no
+    negative ones; what more steps would make of it is not asked.)"""
     keys = ["seed", "level", "mask", "criterion", "gradient"]
     signs = predictions[predictions.reading != GAUSS_NEWTON]
     read = signs.groupby(keys).predicted
@@ -646,12 +648,18 @@ def predicted_and_measured(tables: Tables, e: Experiment) -> pd.DataFrame:
     """Each prediction at the preset's loss height beside the measured maximum. The theory is about
     whether there is a point, so it is held against what "exists".
 
-    Columns: seed, level, mask, criterion, reading, gradient, steps, predicted, low and high (at
-    half and twice the height), ratio, above (see `limits_by_mask`), miss (distance of the
-    prediction from where the maximum must lie, between `ratio` and `above`), unresolved."""
+    Columns: seed, level, mask, criterion, reading, gradient, steps, predicted, error (its standard
+    error over probes), low and high (at half and twice the height), ratio, above (see
+    `limits_by_mask`), miss (distance of the prediction from where the maximum must lie, between
+    `ratio` and `above`), unresolved."""
     keys = ["seed", "level", "mask", "criterion", "reading", "gradient", "steps"]
-    best = best_of(tables["predictions"], ["seed", "level", "criterion", "reading"])
+    known = tables["predictions"]
+    # All seeds are judged by as many steps: by twice as many one is estimated, to compare with.
+    # And earlier tables have a quadratic with a gradient, which was no bound.
+    judged = (known.steps <= e.lanczos_steps) & ~(known.gradient & (known.criterion == QUADRATIC))
+    best = best_of(known[judged], ["seed", "level", "criterion", "reading"])
     heights = best.pivot(index=keys, columns="height", values="ratio")
+    heights["error"] = best[best.height == 1].set_index(keys).error
     heights = heights.rename(columns={0.5: "low", 1.0: "predicted", 2.0: "high"}).reset_index()
     measured = limits_by_mask(tables, e)
     measured = measured[measured.way == EXISTS]
@@ -743,29 +751,23 @@ def verdicts(claims: Claims, tables: Tables, e: Experiment) -> None:
 
 
 def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
-    """By name; shares in percent, NaN where there is none. `miss_CRITERION_MASK`: of the main
-    reading, `miss_gradient_MASK` of the theory that counts the gradient as well."""
-    every = predicted_and_measured(tables, e)
-    table, measured, flat = main_reading(every), limits_by_mask(tables, e), flatness(tables)
-    sloped = every[every.gradient & (every.reading == CLIPPED) & ~every.unresolved]
-    sloped = sloped[sloped.criterion == THEORY]
+    """By name; shares in percent, NaN where there is none. `miss_theory_MASK`: of the main reading,
+    `miss_gradient_MASK` where the gradient counts as well."""
+    theory = predicted_and_measured(tables, e).query("criterion == @THEORY and not unresolved")
+    theory, flat = theory[theory.reading == CLIPPED], flatness(tables)
+    measured = limits_by_mask(tables, e)
     found = {
         "loss_height": 1000 * e.loss_height,
         "samples": e.curvature_samples,
-        "tolerance": 100 * e.limit_tolerance,
         "probes": e.lanczos_probes,
         "lanczos_steps": e.lanczos_steps,
         "draws": TRIED,
         "limit_level": e.limit_levels[-1],
     } | in_numbers("flatter_by", by_seed(flat, flat.flatter), np.exp)
     for mask in MASKS:
-        for criterion, name in zip(CRITERIA, ("theory", "quadratic")):
-            rows = table[(table.criterion == criterion) & (table["mask"] == mask)]
-            rows = rows[~rows.unresolved]
-            found |= in_numbers(f"{name}_{mask}", by_seed(rows, 100 * rows.predicted))
+        for name, counts in (("theory", False), ("gradient", True)):
+            rows = theory[(theory["mask"] == mask) & (theory.gradient == counts)]
             found |= in_numbers(f"miss_{name}_{mask}", by_seed(rows, 100 * rows.miss))
-        rows = sloped[sloped["mask"] == mask]
-        found |= in_numbers(f"miss_gradient_{mask}", by_seed(rows, 100 * rows.miss))
         for way in (EXISTS, FINDS):
             rows = measured[(measured["mask"] == mask) & (measured.way == way)]
             found |= in_numbers(f"{way}_{mask}", by_seed(rows, 100 * rows.ratio))
@@ -773,14 +775,21 @@ def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
 
 
 def limits_table(tables: Tables, e: Experiment) -> pd.DataFrame:
-    """Maximum pruning ratios in percent, means over the seeds that have one: predicted (in
-    brackets: at half and twice the loss height) and measured."""
-    words = "{0.predicted:.1f} ({0.low:.1f} to {0.high:.1f})".format
-    rows = main_reading(predicted_and_measured(tables, e)).groupby(["level", "mask", "criterion"])
-    predicted = (rows[["low", "predicted", "high"]].mean() * 100).apply(words, axis=1).unstack()
+    """Maximum pruning ratios in percent, means over the seeds that have one: predicted, where that
+    is resolved (in brackets: at half and twice the loss height; of an estimate, ± its standard
+    error over probes), and measured."""
+
+    def words(row) -> str:
+        error = f" ± {row.error:.1f}" if np.isfinite(row.error) else ""
+        return f"{row.predicted:.1f}{error} ({row.low:.1f} to {row.high:.1f})"
+
+    table = main_reading(predicted_and_measured(tables, e))
+    rows = table[~table.unresolved].groupby(["level", "mask", "criterion"])
+    means = 100 * rows[["low", "predicted", "high", "error"]].mean()
+    predicted = pd.Series(map(words, means.itertuples()), means.index, dtype=object).unstack()
     found = limits_by_mask(tables, e).groupby(["level", "mask", "way"]).ratio.mean() * 100
     found = found.map("{:.1f}".format).unstack().rename(columns="measured, {}".format)
-    return predicted.join(found).fillna("-")
+    return predicted.reindex(found.index).join(found).fillna("-")
 
 
 def readings_table(tables: Tables, e: Experiment) -> pd.DataFrame:
@@ -825,8 +834,8 @@ _LOOKS = {m: {n: look[n] for n in ("color", "marker")} for m, look in styles(MAS
 
 def hessian_spectra(tables: Tables, e: Experiment) -> Figure:
     """Eigenvalues by rank. Left: at each level of the first seed, exact, or by most steps of
-    Lanczos where the network is too large. Right: the densest and the sparsest of these levels,
-    exact and by Lanczos."""
+    Lanczos where the network is too large. Right: the densest and the sparsest of these levels, by
+    all that there are."""
     spectra = tables["spectra"].query("matrix == @HESSIAN and seed == seed.min()")
     spectra = spectra.assign(shown=spectra.eigenvalue.where(spectra.eigenvalue > 0))
     exact = best_of(spectra, ["level"])
@@ -857,9 +866,10 @@ def pruning_sweep(tables: Tables, e: Experiment) -> Figure:
     column for each level. Above: found by training from the rewind point; below: projections, and
     what they are fine-tuned to.
 
-    Filled: in the solution's connected sublevel set. Vertical lines: the theory's maximum."""
+    Filled: in the solution's connected sublevel set. Vertical lines: the theory's maximum, where it
+    is resolved."""
     table, theory = tried(tables, e), main_reading(predicted_and_measured(tables, e))
-    theory = theory[theory.criterion == THEORY]
+    theory = theory[(theory.criterion == THEORY) & ~theory.unresolved]
     chosen = sorted(table.level.unique())
     shared = dict(sharex=True, sharey=True)
     figure, axes = plots.panels(len(chosen), rows=2, width=4.2, height=2.7, **shared)

@@ -28,15 +28,15 @@ def levels(lab, seed, rewind_step) -> pd.DataFrame:
     """Error at every level of one chain.
 
     Columns: level, density, survivors, test_error, train_error, train_loss, chance (the test error
-    of always naming the most frequent class)."""
-    rows, chance = [], lab.chance
+    of always naming the most frequent class), tested (on how many samples)."""
+    rows, of_all = [], (lab.chance, len(lab.data.test.y))
     for level in range(lab.experiment.levels + 1):
         state = lab.level(seed, rewind_step, level).state
         test, train = lab.evaluate(state), lab.evaluate(state, "train")
         sparsity = level, lab.density(level), lab.survivors(level)
-        rows.append((*sparsity, test.error, train.error, train.loss, chance))
+        rows.append((*sparsity, test.error, train.error, train.loss, *of_all))
     columns = ["level", "density", "survivors", "test_error", "train_error", "train_loss"]
-    return pd.DataFrame(rows, columns=[*columns, "chance"])
+    return pd.DataFrame(rows, columns=[*columns, "chance", "tested"])
 
 
 AGAIN = 2  # times that the dense network is retrained
