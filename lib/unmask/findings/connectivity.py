@@ -322,7 +322,7 @@ def quadrants(tables: Tables, e: Experiment) -> pd.DataFrame:
     counts = counts.reindex(columns=columns + ["at chance"] * ("at chance" in counts), fill_value=0)
     shares = 100 * counts.div(counts.sum(axis=1), axis=0).groupby("rewind_step").mean()
     sums = counts.groupby("rewind_step").sum().astype(str)
-    shown = shares.map("{:.1f}".format) + " (" + sums + ")"
+    shown = shares.map("{:.1f}".format).astype(str) + " (" + sums + ")"
     return shown.rename_axis(index="rewound to step", columns="share of the pairs (%)")
 
 
