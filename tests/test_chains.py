@@ -503,6 +503,11 @@ def test_a_ticket_that_leaves_computes_the_same(smoke, monkeypatch, tmp_path, ca
         assert torch.equal(pruned.parametrizations.weight[0].mask, kept)
     assert main(["export", "smoke", "--seed", "7"]) == 2
     assert "seed 7, rewind step 5, level 3: is not in" in capsys.readouterr().err
+    # what is trained from the last rewind step only, is where that is the only one
+    arguments = "--kind", "random", "--rewind-step", "0", "--level", "2"
+    assert main(["export", "smoke", *arguments]) == 2
+    said = "`unmask run smoke --set rewind_steps=0` trains it"
+    assert said in capsys.readouterr().err
 
 
 def test_what_there_is_to_do_is_told_beforehand(smoke):

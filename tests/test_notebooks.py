@@ -15,7 +15,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from unmask.cli import main
 from unmask.errors import UnmaskError
-from unmask.execute import execute, targets
+from unmask.execute import check, execute, targets
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("book/*.ipynb")])
@@ -72,6 +72,16 @@ def test_a_page_of_published_tables_alone_computes_nothing(tmp_path, monkeypatch
     assert main(["execute", *other]) == 2
     said = "are not published"
     assert said in capsys.readouterr().err
+
+
+def test_parameters_are_tried_on_the_notebook_s_own_preset(tmp_path):
+    text = Path("notebooks/02_linear_connectivity.ipynb").read_text()
+    assert text.count("miniature_short") == 1
+    notebook = tmp_path / "mine.ipynb"
+    notebook.write_text(text.replace("miniature_short", "cifar10_resnet20"))
+    check(notebook, {"rewind_steps": [0, 2000], "settings": {"augmentation": "crop-flip"}})
+    with pytest.raises(UnmaskError, match="width=0: must be"):
+        check(notebook, {"settings": {"width": 0}})
 
 
 @pytest.mark.xdist_group("ray")  # not while a cluster takes free ports: its kernel has one of TCP

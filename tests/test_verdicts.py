@@ -88,6 +88,9 @@ def test_chance_is_the_most_frequent_class_within_three_standard_errors(error, l
     assert verdicts.is_at_chance(table, {"levels": table}, E).all() == lost
     unequal = table.assign(chance=0.4)
     assert verdicts.is_at_chance(unequal, {"levels": unequal}, E).all()
+    # of 400 samples it is 4.5 points
+    few = table.assign(tested=400)
+    assert verdicts.is_at_chance(few, {"levels": few}, E).all() == (error > 0.855)
 
 
 def test_seeds_whose_dense_network_is_at_chance_decide_nothing():
