@@ -136,7 +136,7 @@ def test_networks_at_chance_are_no_case_and_a_group_of_their_own():
     dead = paper()
     dead["levels"] = levels(late=(0.04, 0.04, 0.045, 0.9))
     assert verdicts(dead)[1] == "undecided"
-    assert connectivity.quadrants(dead, E).loc[10, "at chance"].startswith("50.0 (")
+    assert connectivity.quadrants(dead, E).loc[10, "at chance"] == "50.0 (6)"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,8 @@ def test_quadrants_are_shares_of_the_pairs_of_each_rewind_step():
     assert shown.loc[10, "not matching, not connected"] == "50.0 (6)"
     assert shown.loc[0, "not matching, not connected"] == "100.0 (12)"
     assert set(shown.loc[0, shown.columns[:3]]) == {"0.0 (0)"}
+    shares = shown.map(lambda cell: float(cell.split()[0]))
+    assert (shares.sum(axis=1) == 100).all()
 
 
 def test_barriers_of_train_error_and_loss_stand_beside_the_headline():

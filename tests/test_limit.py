@@ -561,19 +561,11 @@ def made(
         for mask, value in curvature
         for t in (0.0, 1.0)
     ]
+    about = ["criterion", "mask", "reading", "gradient", "steps", "height"]
     columns = {
         "levels": ["rewind_step", "density", "test_error", "chance"],
         "prunings": ["mask", "draw", "ratio", "weights", "test_error", "solution_error", "barrier"],
-        "predictions": [
-            "criterion",
-            "mask",
-            "reading",
-            "gradient",
-            "steps",
-            "height",
-            "ratio",
-            "error",
-        ],
+        "predictions": [*about, "ratio", "error"],
         "displacements": ["mask", "draw", "curvature", "t"],
     }
     rows = levels, prunings, predictions, displacements

@@ -442,6 +442,9 @@ def test_a_ticket_with_attention_leaves_whole(here, store):
         optimizer.zero_grad()
         network.train()(x).square().sum().backward()
         optimizer.step()
+    end = ".0.mask"
+    masked = {name for name, _ in network.named_buffers() if name.endswith(end)}
+    assert {n.replace("parametrizations.", "") for n in masked} == {n + end for n in ticket.mask}
     for name, kept in ticket.mask.items():
         module, _, weight = name.rpartition(".")
         there = getattr(network.get_submodule(module), weight)

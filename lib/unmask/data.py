@@ -54,15 +54,15 @@ class Split(NamedTuple):
         return Split(*(part.to(device) if torch.is_tensor(part) else part for part in self))
 
     def normalised(self, x: torch.Tensor) -> torch.Tensor:
-        """A copy of some of `x` as a network takes it, which may change it: images normalised."""
-        if self.mean is None:
-            return x.clone()
-        return _laid_out(x.float().sub_(self.mean).div_(self.std))
+        """Some of `x` as a network takes it: images normalised."""
+        return x if self.mean is None else _laid_out(x.float().sub_(self.mean).div_(self.std))
 
     def chunks(self, size: int, first: int = 0, step: int = 1) -> Batches:
         """Every `step`th sample from `first` on, at most `size` at a time: inputs and labels."""
         x, y = self.x[first::step], self.y[first::step]
-        return zip(map(self.normalised, _chunked(x, size)), _chunked(y, size))
+        # copies, as a network may change its inputs
+        chunks = (self.normalised(chunk.clone()) for chunk in _chunked(x, size))
+        return zip(chunks, _chunked(y, size))
 
     def take(self, count: int) -> Split:
         """A split of the first `count` samples."""
@@ -70,7 +70,7 @@ class Split(NamedTuple):
 
     def as_inputs(self, count: int) -> Split:
         """The first `count` samples as a network takes them."""
-        return Split(self.normalised(self.x[:count]), self.y[:count])
+        return Split(self.normalised(self.x[:count].clone()), self.y[:count])
 
     def read(self, batches: Iterable[Batch]) -> Batches:
         """Inputs (batch, replicates * channels, ...) and labels (replicates * batch), augmented."""
@@ -197,10 +197,15 @@ def _taken(e: Experiment, train: Split, test: Split) -> tuple[Split, Split]:
     classes = 1 + int(max(train.y.max(), test.y.max()))
     counts = _counts(e, len(train.y), len(test.y), classes)
     for split, count in zip((train, test), counts):
-        if left_out := {*split.y.tolist()} - {*split.y[:count].tolist()}:
+        if left_out := _left_out(split.y, split.y[:count]):
             said = f"the first {count} of {len(split.y)} samples have none of class {min(left_out)}"
             raise UnmaskError(f"{e.dataset}: {said}; mix them, or take more, or 'all'")
     return train.take(counts[0]), test.take(counts[1])
+
+
+def _left_out(labels: torch.Tensor, taken: torch.Tensor) -> set[int]:
+    """The classes of which none is among those taken."""
+    return set(labels.unique().tolist()) - set(taken.unique().tolist())
 
 
 def _mnist1d(e: Experiment) -> list[torch.Tensor]:
@@ -234,12 +239,11 @@ def _torchvision(e: Experiment) -> Data:
             found = kind(root(), train=train, download=True)
         except (RuntimeError, OSError, EOFError, ValueError, AssertionError) as error:
             # torchvision raises all of these
-            said = (
-                f"not found whole and not downloaded ({own.one_line(error)}); without a network, "
-            )
-            said += f"put torchvision's files into {root() / known.files}, or set UNMASK_DATA to "
-            said += f"the folder that has {known.files}"
-            raise UnmaskError(f"dataset={e.dataset!r}: {said}") from error
+            raise UnmaskError(
+                f"dataset={e.dataset!r}: not found whole and not downloaded "
+                f"({own.one_line(error)}); without a network, put torchvision's files into "
+                f"{root() / known.files}, or set UNMASK_DATA to the folder that has {known.files}"
+            ) from error
         x = torch.as_tensor(found.data)
         x = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
         splits.append(Split(x, torch.as_tensor(found.targets)))
@@ -290,15 +294,16 @@ def _returned(e: Experiment) -> list[Split]:
     for x, y in (parts[:2], parts[2:]):
         odd = y.dim() != 1 or y.is_floating_point() or y.is_complex() or x.is_complex()
         if odd or x.dim() < 2 or len(x) != len(y) or not len(y) or y.long().min() < 0:
-            shapes = (
+            found = (
                 f"inputs of shape {tuple(x.shape)}, {x.dtype}, labels {tuple(y.shape)}, {y.dtype}"
             )
             said = "there must be a whole number from 0 on for each input, and that is no scalar"
-            refuse(f"{shapes}: {said}")
-        made = x if x.dtype == torch.uint8 and x.dim() == 4 else x.float()
+            refuse(f"{found}: {said}")
+        images = x.dtype == torch.uint8 and x.dim() == 4
+        made = x if images else x.float()
         if not made.isfinite().all():
             refuse("an input is not finite, as float32")
-        if not x.is_floating_point() and not torch.equal(made.double(), x.double()):
+        if not (images or x.is_floating_point() or torch.equal(made.long(), x.long())):
             refuse("a whole number among the inputs is too large for float32")
         splits.append(Split(made, y.long()))
     kinds = [f"{split.x.dtype}, {tuple(split.x.shape[1:])}" for split in splits]
@@ -408,7 +413,7 @@ def _drawn(e: Experiment, tree: _Tree, count: int) -> _Tree:
     draws = torch.Generator().manual_seed(e.data_seed)
     order = torch.randperm(len(tree.paths), generator=draws)[:count]
     labels = tree.labels[order]
-    if left_out := set(range(len(tree.classes))) - set(labels.tolist()):
+    if left_out := _left_out(tree.labels, labels):
         said = f"{count} of {len(tree.paths)} images have none of {tree.classes[min(left_out)]!r}"
         raise UnmaskError(f"folder={e.folder!r}: {said}; take more, or all of them (0)")
     paths = [tree.paths[i] for i in order]

@@ -405,11 +405,8 @@ def _typed(name: str, value):
 
 
 def _scalar(name: str, value, kind: type):
-    if (
-        isinstance(value, str)
-        and value == "all"
-        and _FIELDS[name].metadata["rule"] in (_ALL, _SOME)
-    ):
+    may_be_all = _FIELDS[name].metadata["rule"] in (_ALL, _SOME)
+    if may_be_all and isinstance(value, str) and value == "all":
         return 0
     if isinstance(value, bool) or (kind is not float and not isinstance(value, kind)):
         raise bad(name, value, f"of type {kind.__name__}")

@@ -268,9 +268,7 @@ def check_own(e: Experiment, network: nn.Module, x: Tensor) -> None:
             when = "in training" if training else "in evaluation"
             refuse(f"gives {given} for {len(x)} inputs {when}, not ({len(x)}, {e.classes})")
     if not torch.allclose(logits, again, rtol=0, atol=0, equal_nan=True):
-        refuse(
-            "gives other logits when called again in evaluation; dropout has to follow .training"
-        )
+        refuse("gives other logits when called again in evaluation; dropout has to heed .training")
 
 
 def check_size(experiment: Experiment) -> None:

@@ -89,8 +89,8 @@ def publish(
 
     this = {"tables": names, "first_seed": chosen.first_seed, "seeds": chosen.seeds}
     instalments = _remaining(instalments, this, written)
-    later = [one["tables"] for one in (*instalments, this) if one["first_seed"] > seeds[0]]
-    later = possible.intersection(*[chain.from_iterable(later)])
+    later = (one["tables"] for one in (*instalments, this) if one["first_seed"] > seeds[0])
+    later = possible.intersection(chain.from_iterable(later))
     if odd := sorted(table for table in later if "first_seed" in tables.TABLES[table].reads):
         said = f"{', '.join(odd)} depend on the first seed: run and publish first_seed={seeds[0]}, "
         raise UnmaskError(f"publish={name!r}: {said}seeds={whole.seeds}")

@@ -83,8 +83,8 @@ class Store:
             with tempfile.TemporaryFile(dir=self.root):
                 pass
         # trainings that nobody resumed for a month were done in another way
-        for pattern, days in ((".unmask-*.partial", 1), ("unfinished/*", 30)):
-            for path in self.root.rglob(pattern):
+        for pattern, days in (("**/.unmask-*.partial", 1), ("*/unfinished/*", 30)):
+            for path in self.root.glob(pattern):
                 with contextlib.suppress(OSError):  # gone, or somebody else's to remove
                     if path.stat().st_mtime < time.time() - days * _DAY:
                         path.unlink()
