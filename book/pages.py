@@ -135,7 +135,6 @@ def numbers(shown: Tables, e: unmask.Experiment, provenance: dict) -> dict[str, 
     finding whose tables are there, its name in front; errors and shares in percent."""
     levels, settings = shown["levels"], settings_in_numbers(e)
     late = at_latest(with_matching(shown, e), e)
-    dense = late[late.level == 0].test_error
     networks = {"lenet-300-100": "LeNet-300-100", "resnet20": "ResNet-20"}
     networks |= {"resnet8-strided": "a strided ResNet-8"}
     images = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
@@ -143,7 +142,7 @@ def numbers(shown: Tables, e: unmask.Experiment, provenance: dict) -> dict[str, 
         "setting": networks.get(e.network, e.network),
         "data": images.get(e.folder or e.dataset, e.folder or e.dataset),
         "weights": levels.survivors.max(),
-        "dense_error": 100 * dense.mean(),
+        "dense_error": 100 * late[late.level == 0].test_error.mean(),
         "sparsest": 100 * late[late.matching].groupby("seed").density.min().mean(),
         "last_error": 100 * late[late.level == e.levels].test_error.mean(),
         "last_density": 100 * levels.density.min(),
@@ -157,6 +156,7 @@ def numbers(shown: Tables, e: unmask.Experiment, provenance: dict) -> dict[str, 
             name = module.__name__.rpartition(".")[2]
             of_it = module.numbers(shown, e).items()
             found |= {f"{name}_{key}": value for key, value in of_it if key not in settings}
+            found[f"{name}_seeds"] = min(shown[table].seed.nunique() for table in about["tables"])
     return settings | found
 
 

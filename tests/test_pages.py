@@ -74,6 +74,8 @@ def test_numbers_of_a_finding_come_with_its_tables_and_under_its_name(preset):
     )
     assert found["connectivity_pairs"] == e.seeds * len(e.rewind_steps) * e.levels
     assert ("robustness_longest" in found) == ("perturbations" in tables)
+    if "perturbations" in tables:  # of which some seeds may come later
+        assert found["robustness_seeds"] == tables["perturbations"].seed.nunique()
     fewer = {name: table for name, table in tables.items() if name != "segments"}
     assert not [name for name in pages.numbers(fewer, e, provenance) if "connectivity" in name]
 

@@ -271,6 +271,23 @@ def test_verdicts_are_given_of_the_tables_that_are_there(published):
     assert len(judged()) == 0
 
 
+@pytest.mark.parametrize("name", ["miniature", "cifar10_resnet8_jpeg"])
+def test_what_a_table_shows_is_said_of_the_seeds_that_it_has(name):
+    e, tables, _ = unmask.published(name)
+    kept = list(e.all_seeds)[:2]
+    whole = {one.claim: one.values for one in all_verdicts(tables, e).evidence}
+    fewer = 0
+    for table in tables.keys() - unmask.results.COMPARED_WITH:
+        part = tables | {table: tables[table][tables[table].seed.isin(kept)]}
+        for one in all_verdicts(part, e).evidence:
+            said = {*one.values.index}, {*whole[one.claim].index}
+            assert said[0] in (said[1], said[1] & {*kept})
+            # and they say of each seed what they say of it beside others
+            pd.testing.assert_series_equal(one.values, whole[one.claim][one.values.index])
+            fewer += len(one.values) < len(whole[one.claim])
+    assert fewer > 20
+
+
 def test_no_claim_is_made_twice_and_every_finding_but_the_first_has_a_headline(published):
     e, tables = published
     shown = all_verdicts(tables, e)

@@ -171,12 +171,10 @@ def _normalised(e: Experiment, train: Split, test: Split) -> Data:
     return Data(train, test._replace(mean=mean, std=std))
 
 
-def _counts(
-    e: Experiment, train: int, test: int, classes: int, problem: str = ""
-) -> tuple[int, int]:
+def _counts(e: Experiment, train: int, test: int, classes: int, odd: str = "") -> tuple[int, int]:
     """How many samples of both splits to take, of so many that there are.
     Raises UnmaskError: all that the experiment asks for and that is not there, in one line."""
-    source, problems = e.folder or e.dataset, [problem] if problem else []
+    source, problems = e.folder or e.dataset, [odd] if odd else []
     if e.classes != classes:
         problems.append(f"classes={e.classes}: {source} has {classes}")
     wanted = ("train_samples", train), ("train_measured", train), ("test_samples", test)
@@ -294,9 +292,7 @@ def _returned(e: Experiment) -> list[Split]:
     for x, y in (parts[:2], parts[2:]):
         odd = y.dim() != 1 or y.is_floating_point() or y.is_complex() or x.is_complex()
         if odd or x.dim() < 2 or len(x) != len(y) or not len(y) or y.long().min() < 0:
-            found = (
-                f"inputs of shape {tuple(x.shape)}, {x.dtype}, labels {tuple(y.shape)}, {y.dtype}"
-            )
+            found = f"inputs {tuple(x.shape)}, {x.dtype}, labels {tuple(y.shape)}, {y.dtype}"
             said = "there must be a whole number from 0 on for each input, and that is no scalar"
             refuse(f"{found}: {said}")
         images = x.dtype == torch.uint8 and x.dim() == 4

@@ -58,8 +58,7 @@ def source(function):
     """The source of a function, to be shown on a page."""
     from IPython.display import Markdown
 
-    text = inspect.getsource(inspect.unwrap(function))
-    return Markdown(f"```python\n{text}```")
+    return Markdown(f"```python\n{inspect.getsource(inspect.unwrap(function))}```")
 
 
 def glue_numbers(numbers: dict[str, float | str]) -> None:

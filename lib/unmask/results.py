@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .lab import Lab
 
 FOLDER = Path(__file__).resolve().parents[2] / "results"
+COMPARED_WITH = {"levels", "references"}  # by their errors, all other tables are judged
 
 
 def check_name(chosen: Experiment, name: str | None, folder: Path = FOLDER) -> str:
@@ -59,8 +60,8 @@ def publish(
     tables. So results are published in instalments, as they are computed, where they are computed.
     Time and hardware are those of what the store still has.
     Raises UnmaskError: as `check_name`; nothing to publish, a folder that cannot be written or has
-    another experiment's tables, or an instalment after which not every table would have every
-    seed."""
+    another experiment's tables, or an instalment after which seeds would lack a table that all
+    others are judged by."""
     chosen, store = lab.experiment, lab.store
     name = check_name(chosen, name, folder)
     target, known, there, instalments = folder / name, chosen, {}, []
@@ -73,17 +74,19 @@ def publish(
     seeds = sorted({*chosen.all_seeds, *known.all_seeds})
     whole = known.but(first_seed=seeds[0], seeds=1 + seeds[-1] - seeds[0])
     # some tables are of the first seed only
-    needed = {t: {keys[0] for _, keys in tables.TABLES[t].parts(whole)} for t in wanted}
-    names = tables.complete(lab, sorted(t for t in wanted if needed[t] & {*chosen.all_seeds}))
-    if not names:
+    ours = sorted(table for table in wanted if _seeds_of(table, whole) & {*chosen.all_seeds})
+    if not (names := tables.complete(lab, ours)):
         said = f"no table of the experiment is whole in {store.root}"
         raise UnmaskError(f"publish={name!r}: {said}")
 
     fresh, written = {table: tables.read(lab, table) for table in names}, {}
     for table in sorted({*fresh, *there} & possible):
-        both = _together(fresh.get(table), there.get(table))
-        written[table] = both[both.seed.isin(needed[table])]
-    if lacking := [table for table, rows in written.items() if {*rows.seed} != needed[table]]:
+        first, *other = (rows[table] for rows in (fresh, there) if table in rows)
+        both = pd.concat([first, *(rows[~rows.seed.isin(first.seed)] for rows in other)])
+        both = both.sort_values("seed", kind="stable")
+        written[table] = both[both.seed.isin(_seeds_of(table, whole))]
+    # what another table shows is said of the seeds that it has
+    if lacking := _with_gaps(whole, written, written.keys() & COMPARED_WITH or written):
         said = f"with what {target} has, {', '.join(lacking)} would not have all of seeds "
         raise UnmaskError(f"publish={name!r}: {said}{seeds[0]} to {seeds[-1]}")
 
@@ -106,24 +109,30 @@ def publish(
     return target
 
 
-def _together(fresh: pd.DataFrame | None, there: pd.DataFrame | None) -> pd.DataFrame:
-    """A fresh table, and of the one that is there the other seeds."""
-    if fresh is None or there is None:
-        return there if fresh is None else fresh
-    both = pd.concat([fresh, there[~there.seed.isin(fresh.seed)]])
-    return both.sort_values("seed", kind="stable")
+def _seeds_of(table: str, e: Experiment) -> set[int]:
+    """Those that a whole table of an experiment has."""
+    return {keys[0] for _, keys in tables.TABLES[table].parts(e)}
+
+
+def _with_gaps(e: Experiment, found: dict[str, pd.DataFrame], names: Iterable[str]) -> list[str]:
+    """Those of named tables, all of which are found, that lack some of an experiment's seeds."""
+    return sorted(table for table in names if _seeds_of(table, e) - {*found[table].seed})
 
 
 def _remaining(instalments: list[dict], fresh: dict, written: dict) -> list[dict]:
     """The instalments with what a fresh one has not replaced, and tables `written` have rows of."""
     remaining = []
     for one in instalments:
-        here, new = (range(i["first_seed"], i["first_seed"] + i["seeds"]) for i in (one, fresh))
-        names = set(one["tables"]) - set(fresh["tables"] if {*here} <= {*new} else ())
+        here = _range(one)
+        names = set(one["tables"]) - set(fresh["tables"] if {*here} <= {*_range(fresh)} else ())
         names -= {table for table, rows in written.items() if not rows.seed.isin(here).any()}
         if names:
             remaining.append(one | {"tables": sorted(names)})
     return remaining
+
+
+def _range(instalment: dict) -> range:
+    return range(instalment["first_seed"], instalment["first_seed"] + instalment["seeds"])
 
 
 def _about(lab: Lab, names: Sequence[str]) -> dict:
@@ -158,7 +167,8 @@ def published(name: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str, p
     e, found = experiment(**about["experiment"]), {}
     for path in sorted((folder / name).glob("*.csv")):
         rows = reading_csv(path)  # with more seeds where publishing them was interrupted
-        found[path.stem] = rows[rows.seed.isin(e.all_seeds)].reset_index(drop=True)
+        seeds = (_range(one) for one in about["instalments"] if path.stem in one["tables"])
+        found[path.stem] = rows[rows.seed.isin(chain.from_iterable(seeds))].reset_index(drop=True)
     return e, found, about
 
 
@@ -203,7 +213,8 @@ class Shown(NamedTuple):
 
     def words(self) -> str:
         """Where the numbers of the page come from, in a sentence."""
-        seeds = _seeds(self.experiment)
+        fewer = _with_gaps(self.experiment, self.tables, self.tables)
+        seeds = _seeds(self.experiment) + " (of some tables, fewer)" * bool(fewer)
         if not self.name:
             return f"All numbers of this page were computed by whoever built it: {seeds}."
         about = provenance(self.name)
@@ -234,23 +245,22 @@ def evidence(chosen: Experiment, names: Sequence[str], folder: Path = FOLDER) ->
         known, tables_there, about = published(name, folder)
         same = all(getattr(known, field) == getattr(chosen, field) for field in _SAME)
         covers = all({*getattr(chosen, field)} <= {*getattr(known, field)} for field in _WITHIN)
-        if same and covers and about["recipe"] == chosen.recipe and {*names} <= {*tables_there}:
+        has_all = covers and about["recipe"] == chosen.recipe and {*names} <= {*tables_there}
+        if same and has_all and not _with_gaps(chosen, tables_there, names):
             return name
     return None
 
 
-def shown(
-    chosen: Experiment, names: Sequence[str], jobs=None, backend="local", compute=True
-) -> Shown:
+def shown(e: Experiment, names: Sequence[str], jobs=None, backend="local", compute=True) -> Shown:
     """What a page shows of an experiment: published tables of the same and more seeds, where there
     are any, and with `compute` what this machine computes itself.
     Raises UnmaskError: as `tables.measure`; or nothing is published and nothing may be computed."""
     tables.check_tables(names)
-    name = evidence(chosen, names)
+    name = evidence(e, names)
     if name is None and not compute:
-        raise UnmaskError(f"compute=False: {', '.join(names)} of {chosen.preset} are not published")
-    here = tables.measure(chosen, names, jobs=jobs, backend=backend) if compute else None
+        raise UnmaskError(f"compute=False: {', '.join(names)} of {e.preset} are not published")
+    here = tables.measure(e, names, jobs=jobs, backend=backend) if compute else None
     if name is None:
-        return Shown(chosen, here)
+        return Shown(e, here)
     known, there, _ = published(name)
-    return Shown(known, {table: there[table] for table in names}, name, here and (chosen, here))
+    return Shown(known, {table: there[table] for table in names}, name, here and (e, here))

@@ -122,11 +122,8 @@ class Store:
         self.unfinished.clear()
 
     def table(self, name: str, compute: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:
-        """The stored table; computed and stored first if it is not there whole.
-
-        Numbers survive the round trip to the bit: they are written with as many digits as they
-        need.
-        """
+        """The stored table; computed and stored first if it is not there whole. Numbers survive
+        the round trip to the bit: they are written with as many digits as they need."""
         data = self._read_whole(name + TABLE)
         if data is not None:
             try:
@@ -260,8 +257,8 @@ def versions() -> dict[str, str]:
     import numpy
     import torch
 
-    found = {"torch": torch.__version__, "numpy": numpy.__version__}
-    return {"python": platform.python_version()} | found
+    python = platform.python_version()
+    return {"python": python, "torch": torch.__version__, "numpy": numpy.__version__}
 
 
 @functools.cache
@@ -269,9 +266,8 @@ def processor() -> str:
     """The processor's name, and where it can be told its model: many kinds share a name."""
     about = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            about[key.strip()] = value.strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in lines)}
     name = about.get("model name") or platform.processor() or platform.machine()
     keys = [key for key in ("cpu family", "model", "stepping") if key in about]
     numbers = ", ".join(f"{key.removeprefix('cpu ')} {about[key]}" for key in keys)

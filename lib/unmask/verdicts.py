@@ -227,9 +227,8 @@ class Evidence:
         if self.values.empty:
             return "no seed has a case"
         at_least = "≥ " if self.bounds else ""
-        if np.isnan(self.low):
-            return f"{at_least}{_rounded(self.mean)}"
-        return f"{at_least}{_rounded(self.mean)} [{_rounded(self.low)}, {_rounded(self.high)}]"
+        ends = "" if np.isnan(self.low) else f" [{_rounded(self.low)}, {_rounded(self.high)}]"
+        return f"{at_least}{_rounded(self.mean)}{ends}"
 
 
 def interval(values: pd.Series, spread: float = 0.0) -> tuple[float, float, float]:
