@@ -148,8 +148,10 @@ def numbers(shown: Tables, e: unmask.Experiment, provenance: dict) -> dict[str, 
         "last_density": 100 * levels.density.min(),
         "core_hours": sum(one["core_seconds"] for one in provenance["instalments"]) / 3600,
         "commit": results.told(provenance, "published from commit"),
+        "processor": results.told(provenance, "processor"),
     }
-    found |= {name: results.told(provenance, name) for name in ("computed", "processor")}
+    days = sorted(results.told(provenance, "computed").replace(" to", ",").split(", "))
+    found["computed"] = " to ".join(sorted({days[0], days[-1]}))
     for finding, about in _PAGES["findings"].items():
         if set(about["tables"]) <= set(shown):
             module = FINDINGS[finding]
@@ -197,10 +199,8 @@ def bench_table(measured: dict) -> pd.DataFrame:
 
 
 def _time(milliseconds: float) -> str:
-    unit, scale = "min", 60_000
-    if milliseconds < scale:
-        unit, scale = ("s", 1000) if milliseconds >= 1000 else ("ms", 1)
-    return f"{milliseconds / scale:.3g} {unit}"
+    unit = "ms" if milliseconds < 1000 else "s" if milliseconds < 60_000 else "min"
+    return f"{milliseconds / {'ms': 1, 's': 1000, 'min': 60_000}[unit]:.3g} {unit}"
 
 
 def bench_targets(measured: dict) -> pd.DataFrame:
