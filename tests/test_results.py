@@ -86,7 +86,7 @@ def test_tables_are_published_in_instalments(lab, tmp_path):
         results.publish(tolerant(lab), "mine", tmp_path, wanted=["levels", "pairs", "gaps"])
 
 
-def test_seeds_are_published_in_instalments(lab, tmp_path):
+def test_seeds_are_published_in_instalments(lab, tmp_path, monkeypatch):
     whole = unmask.measure(lab.experiment, ["levels", "pairs", "gaps"], lab.store, 1)
     seeds = lab.experiment.all_seeds
     one, other = (Lab(lab.experiment.but(first_seed=s, seeds=1), lab.store) for s in seeds)
@@ -108,7 +108,12 @@ def test_seeds_are_published_in_instalments(lab, tmp_path):
     assert told == {0: ["levels"], 1: ["levels", "pairs"]}
     assert results.evidence(other.experiment, ["levels", "pairs"], tmp_path) == "smoke"
     assert results.evidence(one.experiment, ["levels", "pairs"], tmp_path) is None
-    assert "seeds 0 to 1 (of some tables, fewer)" in results.Shown(e, found).words()
+    monkeypatch.setattr(results, "published_names", lambda *_: ["smoke"])
+    monkeypatch.setattr(results, "published", lambda *_: (e, found, about))
+    page = results.shown(other.experiment, ["levels", "pairs"], compute=False)
+    assert page.experiment == other.experiment and {*page.tables["levels"].seed} == {seeds[1]}
+    assert results.shown(one.experiment, ["levels"], compute=False).experiment == e
+    monkeypatch.undo()
     results.publish(one, folder=tmp_path, wanted=["levels", "pairs"])
     e, found, about = results.published("smoke", tmp_path)
     assert e == lab.experiment and about["identity"] == e.id

@@ -73,7 +73,6 @@ def publish(
     wanted = possible if wanted is None else {*wanted, *there} & possible
     seeds = sorted({*chosen.all_seeds, *known.all_seeds})
     whole = known.but(first_seed=seeds[0], seeds=1 + seeds[-1] - seeds[0])
-    # some tables are of the first seed only
     ours = sorted(table for table in wanted if _seeds_of(table, whole) & {*chosen.all_seeds})
     if not (names := tables.complete(lab, ours)):
         said = f"no table of the experiment is whole in {store.root}"
@@ -110,7 +109,7 @@ def publish(
 
 
 def _seeds_of(table: str, e: Experiment) -> set[int]:
-    """Those that a whole table of an experiment has."""
+    """Those that a whole table of an experiment has: all, or the first alone."""
     return {keys[0] for _, keys in tables.TABLES[table].parts(e)}
 
 
@@ -173,9 +172,8 @@ def published(name: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str, p
 
 
 def provenance(name: str, folder: Path = FOLDER) -> dict:
-    """What is published under a name, and where it comes from: "experiment", its "identity" and
-    "recipe", and the "instalments", each with its tables, seeds, commit, dates, hardware and
-    versions."""
+    """What is published under a name, and where from: "experiment", its "identity" and "recipe",
+    and "instalments", each with its tables, seeds, commit, dates, hardware and versions."""
     path = folder / name / "provenance.json"
     try:
         return json.loads(path.read_text())
@@ -213,8 +211,7 @@ class Shown(NamedTuple):
 
     def words(self) -> str:
         """Where the numbers of the page come from, in a sentence."""
-        fewer = _with_gaps(self.experiment, self.tables, self.tables)
-        seeds = _seeds(self.experiment) + " (of some tables, fewer)" * bool(fewer)
+        seeds = _seeds(self.experiment)
         if not self.name:
             return f"All numbers of this page were computed by whoever built it: {seeds}."
         about = provenance(self.name)
@@ -263,4 +260,7 @@ def shown(e: Experiment, names: Sequence[str], jobs=None, backend="local", compu
     if name is None:
         return Shown(e, here)
     known, there, _ = published(name)
-    return Shown(known, {table: there[table] for table in names}, name, here and (e, here))
+    if _with_gaps(known, there, names):  # then the chosen seeds alone, of which all tables are
+        known = known.but(first_seed=e.first_seed, seeds=e.seeds)
+    found = {table: there[table][there[table].seed.isin(known.all_seeds)] for table in names}
+    return Shown(known, found, name, here and (e, here))
