@@ -86,14 +86,14 @@ VARIED = [(n, o) for n, about in pages.PUBLISHED.items() for o in about.get("var
 @pytest.mark.parametrize("preset, varied", VARIED)
 def test_where_some_things_are_varied_the_rest_is_the_same(preset, varied):
     """Digits have another data set, which brings a size of its own and, mirrored, would be others;
-    and of a training only what comes before the second level is there, of fewer seeds."""
+    and of a training only what comes before the second level is there, of the first three seeds."""
     e, other = (unmask.published(name)[0] for name in (preset, varied))
     fields = {field.name for field in dataclasses.fields(e)}
     differ = {name for name in fields if getattr(e, name) != getattr(other, name)}
     differ -= {"rewind_steps", "levels", "probe_levels", "seeds"}
     digits = {"dataset", "folder", "image_size", "train_samples", "augmentation"}
     assert differ in ({"lr"}, {"augmentation"}, digits, digits | {"lr"})
-    assert other.rewind_steps == (e.earliest,) and {*other.all_seeds} <= {*e.all_seeds}
+    assert other.rewind_steps == (e.earliest,) and other.all_seeds == e.all_seeds[:3]
 
 
 def test_training_steps_are_counted_by_what_they_are_for():

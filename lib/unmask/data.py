@@ -292,9 +292,9 @@ def _returned(e: Experiment) -> list[Split]:
     for x, y in (parts[:2], parts[2:]):
         odd = y.dim() != 1 or y.is_floating_point() or y.is_complex() or x.is_complex()
         if odd or x.dim() < 2 or len(x) != len(y) or not len(y) or y.long().min() < 0:
-            found = f"inputs {tuple(x.shape)}, {x.dtype}, labels {tuple(y.shape)}, {y.dtype}"
+            shapes = f"inputs {tuple(x.shape)}, {x.dtype}, labels {tuple(y.shape)}, {y.dtype}"
             said = "there must be a whole number from 0 on for each input, and that is no scalar"
-            refuse(f"{found}: {said}")
+            refuse(f"{shapes}: {said}")
         images = x.dtype == torch.uint8 and x.dim() == 4
         made = x if images else x.float()
         if not made.isfinite().all():

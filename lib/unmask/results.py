@@ -81,8 +81,8 @@ def publish(
     fresh, written = {table: tables.read(lab, table) for table in names}, {}
     for table in sorted({*fresh, *there} & possible):
         first, *other = (rows[table] for rows in (fresh, there) if table in rows)
-        both = pd.concat([first, *(rows[~rows.seed.isin(first.seed)] for rows in other)])
-        both = both.sort_values("seed", kind="stable")
+        others = (rows[~rows.seed.isin(first.seed)] for rows in other)  # fresh rows replace old
+        both = pd.concat([first, *others]).sort_values("seed", kind="stable")
         written[table] = both[both.seed.isin(_seeds_of(table, whole))]
     # what another table shows is said of the seeds that it has
     if lacking := _with_gaps(whole, written, written.keys() & COMPARED_WITH or written):
