@@ -183,6 +183,7 @@ _TARGETS = (
     ("start of unmask presets", "milliseconds", 1 / 1000, 0.2, "seconds"),
     ("imports of a notebook", "milliseconds", 1 / 1000, 3, "seconds"),
 )
+GPU = 10  # TFLOP/s that one is taken to sustain
 
 
 def bench_table(measured: dict) -> pd.DataFrame:
@@ -216,20 +217,18 @@ def bench_targets(measured: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["work", "aim", "measured", "met"]).set_index("work")
 
 
-GPU = 10  # TFLOP/s that one is taken to sustain
-
-
 def costs(measured: dict) -> pd.DataFrame:
     """Core-hours of training from an empty store, by preset: millions of steps counted, times the
     time of one; and hours of a GPU, their operations at the rate of `GPU`.
 
-    Of presets whose step was not timed it is extrapolated from how many operations it has, at the
-    rate of ResNet-20's (≈)."""
+    A step that was not timed takes as long as another preset's of as many operations; where there
+    is none it is extrapolated from their number, at the rate of ResNet-20's (≈)."""
     rows, timed, operations = {}, measured["rows"], measured["GFLOP a step"]
     for name, e in unmask.PRESETS.items():
         if name == "smoke" or name not in operations:  # made for tests, or after the bench was run
             continue
-        row, steps = timed.get(f"training {name}"), training_steps(e)
+        same = [f"training {n}" for n, one in operations.items() if one == operations[name]]
+        row, steps = next((timed[n] for n in same if n in timed), None), training_steps(e)
         seconds = operations[name] / timed["training cifar10_resnet20"]["GFLOP/s"]
         step = row["milliseconds"] if row else 1000 * seconds
         rows[name] = {purpose: f"{count / 1e6:,.2f}" for purpose, count in steps.items()}

@@ -1,7 +1,7 @@
 """What decides: barriers, matching and connected networks, and verdicts on claims about them.
 
 Everything here works on tables alone, without torch. A claim is a statement about seeds: for each
-seed one signed number M, positive where the paper is right, in the claim's own unit. Its verdict is
+seed one signed number M, positive where the claim is right, in the claim's own unit. Its verdict is
 where the t-interval of their mean lies: above 0 it "holds", below it "fails", or else it is
 "undecided". Thresholds and the levels that M is a mean over are those that the preset fixed
 beforehand.

@@ -623,7 +623,7 @@ class Diagnosis:
         found = {"steps": steps, "seconds": seconds, "step_seconds": each, "imp_step": first}
         found["words"] = f"({steps:,.0f} training steps, {seconds:,.0f} s so far)"
         tried = {node.keys[1] for node in self.nodes if node[0] == "stability"}
-        for name, chosen in (("imp", {first}), ("search", tried)):
+        for name, chosen in (("imp", {first}), ("search", tried or {first})):
             found[f"{name}_steps"] = e.steps + sum(e.levels * (e.steps - step) for step in chosen)
             found[f"{name}_seconds"] = found[f"{name}_steps"] * each
         return {name: value for name, value in found.items() if value == value}
@@ -636,7 +636,7 @@ class Diagnosis:
         for of, name in names.items():
             steps, hours = cost[f"{of}steps"], cost.get(f"{of}seconds", float("nan")) / 3600
             rows[name] = {"training steps": f"{steps:,.0f}", "hours of one core": f"{hours:.2g}"}
-        return pd.DataFrame(rows).T.rename_axis("trainings of")
+        return pd.DataFrame(rows).T.replace("nan", "–").rename_axis("trainings of")
 
     def record(self) -> dict:
         """All that was found, for a JSON file."""

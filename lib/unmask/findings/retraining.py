@@ -257,20 +257,19 @@ def settled_from(course: pd.Series) -> float:
 def numbers(tables: Tables, e: Experiment) -> dict[str, float]:
     """By name; shares and errors in percent, NaN where there is none.
 
-    `below_*`: share of survivors below the old threshold, from the last rewind step."""
+    `tenth_*`: error right after the cut that leaves nearest to a tenth of the weights. `below_*`:
+    share of survivors below the old threshold, from the last rewind step."""
     cuts, compared = tables["next_cuts"], cuts_compared(tables)
     late = at_latest(tables["gaps"], e)
-    last = cuts[cuts.level == cuts.level.max()].groupby("cut").test_error.mean()
+    nearest = (cuts.density - 0.1).abs().idxmin()
+    tenth = cuts[cuts.level == cuts.level[nearest]].groupby("cut").test_error.mean().reindex(CUTS)
     methods, course = tables["retraining_methods"], tables["refill"]
     course = course.groupby(["share", "kind"]).below.mean().unstack()
     longer = by_seed(compared, np.log(compared.length_continued / compared.length_retrained))
-    found = {
-        "refilled_from": 100 * e.gap_refilled * e.prune_fraction,
-        "last_density": 100 * cuts.density.min(),
-        "last_cut_retrained": 100 * last["retrained"],
-        "last_cut_continued": 100 * last.get("continued", np.nan),
-        "last_cut_one_shot": 100 * last["one-shot"],
-    } | in_numbers("length_ratio", longer, np.exp)
+    found = {"refilled_from": 100 * e.gap_refilled * e.prune_fraction}
+    found |= in_numbers("length_ratio", longer, np.exp)
+    found["tenth_density"] = 100 * cuts.density[nearest]
+    found |= {f"tenth_{cut.replace('-', '_')}": 100 * error for cut, error in tenth.items()}
     for stage in ("rewound", "retrained"):
         rows = late[late.stage == stage]
         found |= in_numbers(f"below_{stage}", by_seed(rows, 100 * rows.below))
