@@ -192,6 +192,7 @@ def test_unknown_places_in_the_chain_are_refused(smoke):
     kinds = "imp, lr-rewound, fine-tuned, random, shuffled, reinitialized, one-shot"
     for asked, said in (
         (("imp", 0, 7, 1), "rewind_step=7: the experiment has [0, 5]"),
+        (("imp", -1, 5, 1), "seed=-1: must be 0 or more"),
         (("imp", 0, 5, 4), "level=4: the experiment has levels 0 to 3"),
         (("imp", 0, 5, -1), "level=-1: the experiment has levels 0 to 3"),
         (("magic", 0, 5, 2), f"kind='magic': must be one of {kinds}"),

@@ -258,7 +258,7 @@ NOTEBOOK = "notebooks/01_winning_tickets.ipynb"
         ),
         (
             ["run", "smoke", "--set", "control_every=9"],
-            "control_every=9: must be at most levels=3: --set control_every=3 fits",
+            "control_every=9: must be at most levels=3; control_every=3 fits",
         ),
         (
             ["run", "smoke", "--set", "perturbation_lengths=0,1,-2"],

@@ -278,6 +278,8 @@ def change(tree, how):
         case "few":
             for path in sorted(cat.iterdir())[1:]:
                 path.unlink()
+        case "pipe":
+            os.mkfifo(cat / "99.png")
         case "dangling":
             (tree / "train/dog/zz.png").symlink_to("nowhere.png")
 
@@ -303,6 +305,7 @@ def change(tree, how):
         ),
         ("", {"folder": "pests"}, "folder='pests': there is no folder"),
         ("dangling", {}, "dog/zz.png: cannot be read (No such file or directory)"),
+        ("pipe", {}, "cat/99.png: is not a file"),
         ("no folder", {}, "pets/train': 'cow' is a link that leads nowhere"),
         (
             "few",
@@ -473,6 +476,10 @@ def test_an_image_of_the_same_size_on_disk_is_still_another(tree, store):
             "augmentation='resized-crop': must be one of none, crop-flip for cifar10",
         ),
         ({"network": "resnet50"}, "width=4: must be 64"),
+        (
+            {"network": "resnet8-strided", "image_size": 1, "augmentation": "resized-crop"},
+            "image_size=1: must be 2 or more for resnet8-strided",
+        ),
         ({"precision": "fp8"}, "precision='fp8': must be one of float32, tf32, bf16"),
         ({"warmup": 1.0}, "warmup=1.0: must be at least 0 and below 1"),
     ],

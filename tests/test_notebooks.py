@@ -13,6 +13,7 @@ import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
+import unmask
 from unmask.cli import main
 from unmask.errors import UnmaskError
 from unmask.execute import check, execute, targets
@@ -82,6 +83,10 @@ def test_parameters_are_tried_on_the_notebook_s_own_preset(tmp_path):
     check(notebook, {"rewind_steps": [0, 2000], "settings": {"augmentation": "crop-flip"}})
     with pytest.raises(UnmaskError, match="width=0: must be"):
         check(notebook, {"settings": {"width": 0}})
+    with pytest.raises(UnmaskError, match="compute='false': must be True or False"):
+        check(notebook, {"compute": "false"})
+    with pytest.raises(UnmaskError, match="compute='false': must be True or False"):
+        unmask.shown(unmask.experiment("smoke"), ["levels"], compute="false")
 
 
 @pytest.mark.xdist_group("ray")  # not while a cluster takes free ports: its kernel has one of TCP

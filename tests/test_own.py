@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 
 import unmask
-from unmask import data, networks, own, pruning, results
+from unmask import barriers, data, networks, own, pruning, results
 from unmask.chains import Place
 from unmask.cli import main
 from unmask.errors import UnmaskError
@@ -114,6 +115,8 @@ def pairs():
     return torch.utils.data.TensorDataset(x, y), list(zip(test_x, test_y.tolist()))
 """
 BAD = """
+import sys
+
 import torch
 from torch import nn
 
@@ -198,6 +201,48 @@ def half():
 
 def lazy():
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+
+_once = nn.Linear(12, 3)
+
+
+def once():
+    return nn.Sequential(nn.Flatten(), _once)
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.seen = nn.Linear(12, 3), 1
+
+    def forward(self, x):
+        self.seen += self.training
+        return self.linear(x.flatten(1)) / self.seen
+
+
+class Forgetful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+        self.register_buffer("mean", torch.zeros(12), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.flatten(1).mean(0)
+        return self.linear(x.flatten(1) - self.mean)
+
+
+def renamed():
+    def drop(module, state, *_):
+        del state["1.bias"]
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    network._register_state_dict_hook(drop)
+    return network
+
+
+def leaves():
+    sys.exit("usage: bad.py")
 
 
 def scalars():
@@ -323,6 +368,49 @@ def test_dropout_draws_anew_each_step_and_leaves_the_global_generator(here, stor
     assert not torch.equal(first["1.weight"], second["1.weight"])  # it initialises itself, by seed
 
 
+AT_RANDOM = """
+
+import random
+
+import numpy as np
+
+
+class AtRandom(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+        self.register_buffer("kept", torch.arange(12) > 2)
+        self.register_buffer("scale", torch.ones(12, dtype=torch.bfloat16))
+
+    def forward(self, x):
+        x = x.flatten(1) * self.kept * self.scale
+        if self.training:
+            x = x * (random.random() < 0.5) + np.random.rand()
+        return self.linear(x)
+"""
+
+
+def test_what_python_and_numpy_draw_is_seeded_as_well(here, store):
+    """And buffers of booleans or bfloat16 have no part in a distance, and are no obstacle."""
+    with (here / "mine.py").open("a") as file:
+        file.write(AT_RANDOM)
+    e = of("MLP, dropout, layer norm", network="mine.py:AtRandom")
+    lab = Lab(e, store)
+    start = Start(lab.initial(0), lab.dense_mask, ("order",))
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()
+    one, other = (train(e, lab.data.train, [start])[0].states[e.steps] for _ in range(2))
+    assert all(torch.equal(one[n], other[n]) for n in one)
+    assert not torch.equal(one["linear.weight"], start.state["linear.weight"])
+    assert np.array_equal(np.random.get_state()[1], before)
+    weights = [
+        torch.cat([s["linear.weight"].flatten(), s["linear.bias"]]) for s in (one, start.state)
+    ]
+    away = float((weights[0] - weights[1]).double().norm())
+    assert barriers.distance(one, start.state) == pytest.approx(away, rel=1e-6)
+    assert len(unmask.measure(e, ["perturbations"], store=store, jobs=1)["perturbations"]) > 0
+
+
 def test_what_can_be_pruned(here):
     def prunable(name, **changes):
         e = of(name, **changes)
@@ -428,6 +516,10 @@ def test_a_ticket_with_attention_leaves_whole(here, store):
     e = of("ViT", levels=1)
     lab, at = Lab(e, store), Place("imp", 0, 5, 1)
     ticket = lab.tickets([at])[0]
+    with pytest.raises(UnmaskError, match="has a README.md of something else"):
+        (here / "README.md").write_text("# mine\n")
+        export(lab, at, here)
+    assert (here / "README.md").read_text() == "# mine\n"
     card = (export(lab, at, here / "out") / "README.md").read_text()
     code = card.partition("```python\n")[2].partition("```")[0]
     shutil.copy(here / "mine.py", here / "out")
@@ -477,14 +569,22 @@ def test_a_network_that_changes_its_inputs_leaves_the_data_alone(here, store):
     assert all(torch.equal(split.x, x) for split, x in zip(lab.data, before))
 
 
-def test_data_as_keras_has_them_are_as_good(here, store):
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "vectors()[:2], vectors()[2:]",
+        "list(vectors()[:2]), list(vectors()[2:])",
+        "[pd.DataFrame(x.flatten(1)) if x.dim() > 1 else pd.Series(x) for x in vectors()]",
+    ],
+)
+def test_data_as_keras_and_pandas_have_them_are_as_good(here, store, returned):
     with (here / "mine.py").open("a") as file:
-        file.write("\n\ndef two():\n    return vectors()[:2], vectors()[2:]\n")
+        file.write(f"\n\nimport pandas as pd\n\n\ndef other():\n    return {returned}\n")
     for one, other in zip(
         data.load(of("MLP, dropout, layer norm"), store),
-        data.load(of("MLP, dropout, layer norm", dataset="mine.py:two"), store),
+        data.load(of("MLP, dropout, layer norm", dataset="mine.py:other"), store),
     ):
-        assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
+        assert torch.equal(one.x.flatten(1), other.x.flatten(1)) and torch.equal(one.y, other.y)
 
 
 def test_a_script_that_runs_unmask_when_it_is_imported_is_told_so(tmp_path):
@@ -537,6 +637,15 @@ def test_a_script_that_runs_unmask_when_it_is_imported_is_told_so(tmp_path):
         ({"network": "bad.py:cumulative"}, "1 has momentum=None, by which a training cannot be"),
         ({"network": "bad.py:half"}, "2.bias is torch.float32; all parameters must be float32, or"),
         ({"network": "bad.py:lazy"}, "has lazy layers; give them their sizes"),
+        ({"network": "bad.py:once"}, "has the same parameters when its function is called again"),
+        ({"network": "bad.py:Counting"}, "keeps what its state_dict() lacks"),
+        ({"network": "bad.py:Forgetful"}, "keeps what its state_dict() lacks"),
+        ({"network": "bad.py:renamed"}, "1.bias is not in its state_dict() by that name"),
+        ({"network": "bad.py:leaves"}, "network='bad.py:leaves': SystemExit: usage: bad.py"),
+        (
+            {"network": "options.py:mlp"},
+            "options.py:mlp: options.py cannot be imported: SystemExit",
+        ),
         ({"dataset": "bad.py:scalars"}, "for each input, and that is no scalar"),
         ({"dataset": "bad.py:large"}, "an input is not finite, as float32"),
         ({"dataset": "bad.py:tokens"}, "a whole number among the inputs is too large for float32"),
@@ -551,6 +660,7 @@ def test_a_script_that_runs_unmask_when_it_is_imported_is_told_so(tmp_path):
 )
 def test_what_does_not_work_is_said_in_one_line(here, capsys, changes, said):
     (here / "broken.py").write_text("def mlp(:\n")
+    (here / "options.py").write_text("import sys\n\nsys.exit(2)\n")
     settings = SHORT | CASES["MLP, dropout, layer norm"] | changes
     typed = []
     for name, value in settings.items():

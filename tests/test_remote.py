@@ -267,6 +267,9 @@ def test_what_is_no_store_is_said_in_one_line(bucket, monkeypatch, tmp_path, cap
         return line
 
     assert "Unsupported filesystem: 'foo'" in said("foo://there")
+    for nowhere in ("s3://", "s3:///", "://"):
+        assert "names no bucket or folder" in said(nowhere)
+    assert "a URL has two slashes after its colon" in said(f"s3:{tmp_path}")
     for scheme, package in (("gs", "gcsfs"), ("sftp", "paramiko")):
         monkeypatch.setitem(sys.modules, package, None)
         assert package in said(f"{scheme}://there/store")

@@ -171,6 +171,9 @@ def test_a_provenance_that_git_could_not_merge_is_said(lab, tmp_path):
     file.write_text("<<<<<<< HEAD\n" + file.read_text())
     with pytest.raises(UnmaskError, match="provenance.json cannot be read: JSONDecodeError"):
         results.published("smoke", tmp_path)
+    file.write_text("{}")
+    with pytest.raises(UnmaskError, match="smoke cannot be read: KeyError: 'experiment'"):
+        results.published("smoke", tmp_path)
 
 
 SWEEPS = {"probe_levels": (2, 6), "limit_levels": (3,), "prune_ratios": (0.33,)}

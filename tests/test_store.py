@@ -205,6 +205,10 @@ def test_reading_asks_for_no_writing(store, monkeypatch, capsys):
     for action in ("ls", "verify"):
         assert main(["store", action]) == 2
         assert "there is no store" in capsys.readouterr().err and not store.root.exists()
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("UNMASK_STORE", __file__)
+            assert main(["store", action]) == 2
+        assert "test_store.py': there is no store" in capsys.readouterr().err
     e = experiment("smoke", seeds=1, levels=2, control_every=1)
     unmask.table("levels", e, store, jobs=1)
     monkeypatch.setattr(Store, "prepare", lambda _: pytest.fail("asked to write"))

@@ -5,7 +5,7 @@ The modules here are an instrument: they train, prune, rewind, interpolate, diff
 first use, so that `import unmask` costs nothing.
 """
 
-import importlib
+import importlib.util
 
 _HOME = {
     "UnmaskError": "errors",
@@ -23,14 +23,9 @@ _HOME = {
 def __getattr__(name):
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if name.startswith("_"):
-        raise AttributeError(name)
-    try:
-        return importlib.import_module(f".{name}", __name__)
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__}.{name}":
-            raise
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f".{name}", __name__)
 
 
 def table(name, experiment, store=None, jobs=None):

@@ -1,13 +1,11 @@
 """Moves in weight space, and error along the segment between two networks; the barrier of one is
 `verdicts.barrier`."""
 
-from __future__ import annotations
-
 import pandas as pd
 import torch
 from torch import nn
 
-from . import networks, processes
+from . import networks
 from .data import Data, Split
 from .networks import State
 from .pruning import Mask
@@ -22,8 +20,10 @@ def direction(mask: Mask, generator: torch.Generator) -> State:
 
 
 def distance(one: State, other: State | None = None) -> float:
-    """The Euclidean distance between two states, or from the origin, over all tensors of `one`."""
-    parts = (tensor if other is None else tensor - other[name] for name, tensor in one.items())
+    """The Euclidean distance between two states, or from the origin, over all tensors of `one`; a
+    buffer of booleans or whole numbers has no part in it."""
+    lasting = {name: tensor for name, tensor in one.items() if tensor.is_floating_point()}
+    parts = (w if other is None else w - other[name] for name, w in lasting.items())
     return float(torch.cat([part.flatten().double() for part in parts]).norm())
 
 
@@ -72,9 +72,7 @@ def segment(
         networks.load_state(network, interpolate(one, other, t))
         if reestimate:
             reestimate_norms(network, data.train)
-        row = {"t": t}
-        if "test_error" in metrics:
-            row["test_error"] = evaluate(network, data.test).error
+        row = {"t": t, "test_error": evaluate(network, data.test).error}
         if "train_error" in metrics or "train_loss" in metrics:
             row["train_error"], row["train_loss"] = evaluate(network, data.train)
         rows.append(row)
@@ -88,19 +86,18 @@ def reestimate_norms(network: nn.Module, split: Split, batch_size: int = 500) ->
 
     Of several processes each does it all."""
     kind = nn.modules.batchnorm._BatchNorm
-    norms = [module for module in network.modules() if isinstance(module, kind)]
-    if not norms:
+    momenta = {norm: norm.momentum for norm in network.modules() if isinstance(norm, kind)}
+    if not momenta:
         return
-    momenta = [norm.momentum for norm in norms]
     network.eval()  # dropout and the like stay off
-    for norm in norms:
+    for norm in momenta:
         norm.train()
     seen = 0
-    with networks.kernels(network), processes.alone():
+    with networks.kernels(network):
         for x, y in split.chunks(batch_size):
             seen += len(y)
-            for norm in norms:
+            for norm in momenta:
                 norm.momentum = len(y) / seen
             network(x)
-    for norm, momentum in zip(norms, momenta):
+    for norm, momentum in momenta.items():
         norm.momentum = momentum

@@ -4,8 +4,6 @@ Iterative magnitude pruning with rewinding (IMP), two chains that retrain in ano
 controls. Here is what they are; `lab` trains them. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from .errors import UnmaskError
@@ -47,9 +45,12 @@ def dense(seed: int) -> Place:
 
 def place(e: Experiment, kind: str, seed: int, rewind_step: int, level: int) -> Place:
     """A place by the one name that all have for it.
-    Raises UnmaskError: the experiment has no such kind, level or rewind step."""
+    Raises UnmaskError: the experiment has no such kind, level or rewind step, or nothing has such a
+    seed."""
     if kind not in KINDS:
         raise UnmaskError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
+    if seed < 0:
+        raise UnmaskError(f"seed={seed!r}: must be 0 or more")
     if rewind_step not in e.rewind_steps:
         raise UnmaskError(f"rewind_step={rewind_step!r}: the experiment has {list(e.rewind_steps)}")
     if not 0 <= level <= e.levels:

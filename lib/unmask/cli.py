@@ -1,8 +1,6 @@
 """The console script `unmask`. Heavy libraries are imported where they are used: `unmask presets`
 answers at once."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
@@ -15,7 +13,7 @@ from . import processes
 from .chains import place
 from .errors import UnmaskError
 from .experiments import PRESETS, Experiment, experiment, literal, meanings, parse_setting
-from .remote import exists
+from .remote import exists, is_url
 from .store import Store
 
 
@@ -163,7 +161,6 @@ def _run(options) -> None:
     if options.publish is not None:
         name = results.check_name(chosen, None if options.publish is True else options.publish)
     names = tables.known_tables() if options.tables is None else options.tables
-    tables.check_tables(names)
     lab = Lab(chosen, Store())
     tables.compute(lab, names, options.jobs, options.backend, options.address)
     if processes.rank() > 0:
@@ -220,7 +217,7 @@ def _export(options) -> None:
 
 def _store(options) -> int:
     store, damaged, unreadable = Store(), 0, []
-    if not exists(store.root):
+    if not exists(store.root) or not (is_url(store.root) or store.root.is_dir()):
         raise UnmaskError(f"store={str(store.root)!r}: there is no store")
     # trainings on their way come and go, and are looked at when they are resumed
     names = [name for name in store.names(unreadable.append) if "/unfinished/" not in name]

@@ -1,7 +1,5 @@
 """Doing tasks on a Ray cluster; see `parallel`."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

@@ -6,8 +6,6 @@ are float64; products are computed in the network's own precision, so a float32 
 eigenvalues down to about 1e-6 of the largest.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import warnings
@@ -54,8 +52,7 @@ class _Hessian(LinearOperator):
             raise UnmaskError("the Hessian needs at least one sample and one surviving weight")
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.weights = {name: dict(self.network.named_parameters())[name] for name in mask}
-        alive = {name: kept.flatten().nonzero().squeeze(1) for name, kept in mask.items()}
-        self.alive = {name: at.to(split.x.device) for name, at in alive.items()}
+        self.alive = {n: m.flatten().nonzero().squeeze(1).to(split.device) for n, m in mask.items()}
         self.sizes = [len(alive) for alive in self.alive.values()]
         x, y, *_ = split.as_inputs(len(split.y))
         self.split = Split(x.to(next(iter(self.weights.values())).dtype), y)

@@ -6,11 +6,11 @@ import dataclasses
 import functools
 import hashlib
 import os
-import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
 import torch
@@ -23,14 +23,9 @@ from .store import TENSORS, Store, default_root, expanded
 PADDING = 4  # pixels around an image, from which a random crop is taken (He et al. 2016)
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # inputs and labels
-
-
-class Batch(NamedTuple):
-    """What to read: samples (replicates, batch), and beside each a random number that decides
-    how it is augmented."""
-
-    samples: torch.Tensor
-    draws: torch.Tensor
+# What to read: samples (replicates, batch), and beside each a random number that decides how it is
+# augmented.
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Split(NamedTuple):
@@ -75,10 +70,9 @@ class Split(NamedTuple):
     def read(self, batches: Iterable[Batch]) -> Batches:
         """Inputs (batch, replicates * channels, ...) and labels (replicates * batch), augmented."""
         for samples, draws in batches:
-            samples = samples.to(self.device)
             x = self.x.index_select(0, samples.flatten())  # much faster than x[...] for bytes
             if self.augmentation == "crop-flip":
-                x = crop_and_flip(x, draws.flatten().to(self.device))
+                x = crop_and_flip(x, draws.flatten())
             # replicates become groups of channels
             x = self.normalised(x).unflatten(0, samples.shape).transpose(0, 1).flatten(1, 2)
             yield x if self.mean is None else _laid_out(x), self.y[samples].flatten()
@@ -213,13 +207,8 @@ def _mnist1d(e: Experiment) -> list[torch.Tensor]:
 
     settings = get_dataset_args()
     settings.num_samples, settings.seed = e.train_samples + e.test_samples, e.data_seed
-    # make_dataset seeds the global generators: put them back as they were found
-    states = random.getstate(), np.random.get_state()
-    try:
+    with own.global_draws():  # which make_dataset seeds
         made = make_dataset(settings)
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
     # split here, not by the package's train_split, which is a rounded share
     x = torch.from_numpy(np.concatenate([made["x"], made["x_test"]])).float().unsqueeze(1)
     y = torch.from_numpy(np.concatenate([made["y"], made["y_test"]])).long()
@@ -274,22 +263,17 @@ def _returned(e: Experiment) -> list[Split]:
     def refuse(said: str):
         raise UnmaskError(f"dataset={e.dataset!r}: {said}")
 
-    try:
+    said = "must return inputs and labels, for training and for test; it ended with"
+    with own.foreign(f"dataset={e.dataset!r}: {said}"):
         found = own.find(e.dataset)()
-        if len(found) == 2 and all(isinstance(s, tuple) and len(s) == 2 for s in found):
+        if len(found) == 2 and all(isinstance(s, (tuple, list)) and len(s) == 2 for s in found):
             found = chain(*found)  # as Keras has them
         elif len(found) == 2:
             pairs = ([split[i] for i in range(len(split))] for split in found)
             found = [part for split in pairs for part in zip(*split)]
-        x, y, test_x, test_y = found
-        parts = [_stacked(part) for part in (x, y, test_x, test_y)]
-    except UnmaskError:
-        raise
-    except Exception as error:  # of somebody else's code
-        said = "must return inputs and labels, for training and for test; it ended with"
-        refuse(f"{said} {own.one_line(error)}")
+        train_x, train_y, test_x, test_y = map(_stacked, found)
     splits = []
-    for x, y in (parts[:2], parts[2:]):
+    for x, y in ((train_x, train_y), (test_x, test_y)):
         odd = y.dim() != 1 or y.is_floating_point() or y.is_complex() or x.is_complex()
         if odd or x.dim() < 2 or len(x) != len(y) or not len(y) or y.long().min() < 0:
             shapes = f"inputs {tuple(x.shape)}, {x.dtype}, labels {tuple(y.shape)}, {y.dtype}"
@@ -311,6 +295,8 @@ def _returned(e: Experiment) -> list[Split]:
 def _stacked(values) -> torch.Tensor:
     if isinstance(values, (list, tuple)):
         values = torch.stack([torch.as_tensor(value) for value in values])
+    if hasattr(values, "to_numpy"):  # pandas
+        values = values.to_numpy().copy()  # theirs may not be written
     return torch.as_tensor(values).detach().cpu().to_dense()
 
 
@@ -388,6 +374,8 @@ def _tree(path: Path, dated: bool) -> _Tree:
         except OSError as error:
             said = f"image {error.filename}: cannot be read ({error.strerror})"
             raise UnmaskError(said) from error
+        if not S_ISREG(stat.st_mode):
+            raise UnmaskError(f"image {image}: is not a file")
         date = stat.st_mtime_ns if dated else ""
         lines.append(f"{image.relative_to(path)} {stat.st_size} {date}")
     names = [folder.name for folder in classes]
@@ -446,13 +434,11 @@ def _open(path: str):
     Raises UnmaskError: it cannot be read."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # which convert would cut off
-                raise ValueError(f"more than 8 bits a pixel, mode {image.mode}")
-            return image.convert("RGB")
-    except Exception as error:  # Pillow raises almost anything for a damaged file
-        raise UnmaskError(f"image {path}: cannot be read ({own.one_line(error)})") from error
+    # Pillow raises almost anything for a damaged file
+    with own.foreign(f"image {path}: cannot be read:"), Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):  # which convert would cut off
+            raise ValueError(f"more than 8 bits a pixel, mode {image.mode}")
+        return image.convert("RGB")
 
 
 def _other_size(path: str, size: int, image=None) -> str:

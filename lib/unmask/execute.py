@@ -1,15 +1,14 @@
 """Executing notebooks with papermill, parameters checked first."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import tempfile
 from pathlib import Path
 
 from .errors import UnmaskError
-from .experiments import experiment, literal
+from .experiments import bad, experiment, literal
 from .lab import Lab
+from .own import foreign
 from .parallel import check_backend, check_jobs
 from .remote import reaching
 from .store import Store
@@ -47,11 +46,8 @@ def check(notebook: Path, parameters: dict) -> None:
 
     if not notebook.is_file():
         raise UnmaskError(f"notebook={str(notebook)!r}: no such file")
-    try:
+    with foreign(f"notebook={str(notebook)!r}: is not a notebook:"):
         known = papermill.inspect_notebook(str(notebook))
-    except Exception as error:  # nbformat and json raise several kinds for a file that is none
-        said = f"is not a notebook ({type(error).__name__})"
-        raise UnmaskError(f"notebook={str(notebook)!r}: {said}") from error
     for name in parameters:
         if name not in known:
             raise UnmaskError(f"unknown parameter {name!r}: {notebook.name} has {', '.join(known)}")
@@ -64,6 +60,8 @@ def check(notebook: Path, parameters: dict) -> None:
     if twice := [name for name in known if isinstance(settings, dict) and name in settings]:
         said = f"{twice[0]} is a parameter of the notebook; set it there"
         raise UnmaskError(f"settings={settings!r}: {said}")
+    if not isinstance(parameters.get("compute", True), bool):
+        raise bad("compute", parameters["compute"], "True or False")
     check_jobs(parameters.get("jobs"))
     check_backend(parameters.get("backend", "local"))
     Lab(experiment(**given), Store())
@@ -91,22 +89,14 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     try:
         with reaching("output", target), tempfile.TemporaryDirectory() as folder:
             target.parent.mkdir(parents=True, exist_ok=True)
-            papermill.execute_notebook(
-                str(notebook),
-                str(partial),
-                parameters,
-                kernel_name="python3",
-                kernel_manager_class=ThisPython,
-                progress_bar=False,
-                stderr_file=sys.stderr,
-                # a TCP port that is free now may be taken when the kernel comes to bind it
-                config=Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"}),
-                # else a kernel warns of its connection and of its end
-                extra_arguments=[
-                    "--IPKernelApp.log_level=CRITICAL",
-                    "--InlineBackend.figure_formats=svg",
-                ],
-            )
+            options = dict(kernel_name="python3", kernel_manager_class=ThisPython)
+            options |= dict(progress_bar=False, stderr_file=sys.stderr)
+            # a TCP port that is free now may be taken when the kernel comes to bind it
+            socket = {"transport": "ipc", "ip": f"{folder}/kernel"}
+            # else a kernel warns of its connection and of its end
+            kernel = ["--IPKernelApp.log_level=CRITICAL", "--InlineBackend.figure_formats=svg"]
+            options |= dict(config=Config(KernelManager=socket), extra_arguments=kernel)
+            papermill.execute_notebook(str(notebook), str(partial), parameters, **options)
             partial.replace(target)
     except papermill.PapermillExecutionError as error:
         said = str(error.evalue).partition("\n")[0]

@@ -1,8 +1,6 @@
 """Tickets that leave: one trained sparse network with its mask, as files for plain PyTorch; unmask
 is asked for the class alone, where it is one of its own networks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import safetensors.torch
@@ -14,47 +12,12 @@ from .lab import Lab
 from .remote import reaching
 from .store import TENSORS, commit, write_atomically
 
-_CARD = """\
-# {title}
-
-| | |
-|---|---|
-{rows}
-
-`ticket.safetensors` holds the trained weights, zero where they are pruned, and under `mask:NAME`
-the mask of each weight NAME that could be pruned. To go on with it in plain PyTorch:
-
-```python
-import torch
-from safetensors.torch import load_file
-from torch.nn.utils.parametrize import register_parametrization
-
-{network}
-
-
-class Kept(torch.nn.Module):
-    def __init__(self, mask):
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, weight):
-        return weight * self.mask
-
-
-tensors = load_file("ticket.safetensors")
-network.load_state_dict(tensors, strict=False)  # but for counters of batches
-for name in tensors:
-    if name.startswith("mask:"):
-        module, _, weight = name.removeprefix("mask:").rpartition(".")
-        register_parametrization(network.get_submodule(module), weight, Kept(tensors[name]))
-```
-"""
-
 
 def export(lab: Lab, place: Place, folder: Path) -> Path:
     """Write the network at a place to `folder`: `ticket.safetensors`, and a card that says what it
     is and loads it.
-    Raises UnmaskError: it was not trained yet, or the folder cannot be written."""
+    Raises UnmaskError: it was not trained yet, or the folder has a README.md of something else, or
+    cannot be written."""
     e, level = lab.experiment, place.level
     if lab.name(place) + TENSORS not in lab.store:
         more = "" if place.seed in e.all_seeds else f" --set first_seed={place.seed} --set seeds=1"
@@ -91,8 +54,11 @@ def export(lab: Lab, place: Place, folder: Path) -> Path:
     elif where:
         network = f"from {where} import {name} as build\n\nnetwork = build()"
     rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())
-    card = _CARD.format(title=place, rows=rows, network=network)
+    card = Path(__file__).with_name("ticket.md").read_text()
+    card = card.format(title=place, rows=rows, network=network)
     with reaching("output", folder):
-        write_atomically(folder / "ticket.safetensors", safetensors.torch.save(ticket.tensors()))
+        if (folder / "README.md").exists() and not (folder / f"ticket{TENSORS}").exists():
+            raise UnmaskError(f"output={str(folder)!r}: has a README.md of something else")
+        write_atomically(folder / f"ticket{TENSORS}", safetensors.torch.save(ticket.tensors()))
         write_atomically(folder / "README.md", card.encode())
     return folder

@@ -1,8 +1,6 @@
 """A training step of several runs: one after the other, or on a GPU side by side, as branches of
 one recorded graph."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import sys

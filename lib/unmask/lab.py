@@ -152,8 +152,7 @@ class Lab:
         stored = self.store.tensors(self.name(place), self._is_ticket)
         if stored is None:
             return None
-        kinds = "mask:", "course:"
-        state = {name: w for name, w in stored.items() if not name.startswith(kinds)}
+        state = {name: w for name, w in stored.items() if not name.startswith(("mask:", "course:"))}
         # ties and shuffles go by the network's order, not by the store's
         mask = {name: stored[f"mask:{name}"] for name in self.dense_mask}
         course = (stored.get(f"course:{what}", torch.empty(0)) for what in ("step", "below"))

@@ -6,8 +6,6 @@ dimension of every tensor; side by side they share the cost of starting each ope
 computes to the bit what it would alone. Of other networks every replicate is one of its own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import os
@@ -54,7 +52,8 @@ class ImageNorm(nn.BatchNorm2d):
     `SyncBatchNorm`: GPUs)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or processes.count() == 1:
+        # without gradients statistics are taken anew, by each process of all samples
+        if not self.training or processes.count() == 1 or not torch.is_grad_enabled():
             return super().forward(x)
         wide = x.float()
         mean = processes.mean(wide.mean((0, 2, 3)))
@@ -206,22 +205,18 @@ def build(experiment: Experiment, replicates: int = 1) -> nn.Module:
 def own_network(e: Experiment) -> nn.Module:
     """A network of a library or of the user's: see `own`."""
     place, _, name = e.network.rpartition(":")
-    try:
-        with torch.random.fork_rng([]):  # which it draws from to initialise itself
-            if place == "torchvision":
-                from torchvision.models import get_model
+    # it initialises itself, by drawing from the global generator
+    with own.foreign(f"network={e.network!r}:"), torch.random.fork_rng([]):
+        if place == "torchvision":
+            from torchvision.models import get_model
 
-                network = get_model(name, weights=None, num_classes=e.classes)
-            elif place == "timm":
-                import timm
+            network = get_model(name, weights=None, num_classes=e.classes)
+        elif place == "timm":
+            import timm
 
-                network = timm.create_model(name, num_classes=e.classes, in_chans=e.channels)
-            else:
-                network = own.find(e.network)()
-    except UnmaskError:
-        raise
-    except Exception as error:  # of somebody else's code
-        raise UnmaskError(f"network={e.network!r}: {own.one_line(error)}") from error
+            network = timm.create_model(name, num_classes=e.classes, in_chans=e.channels)
+        else:
+            network = own.find(e.network)()
     if not isinstance(network, nn.Module):
         said = f"returns {type(network).__name__}, not a torch.nn.Module"
         raise UnmaskError(f"network={e.network!r}: {said}")
@@ -234,15 +229,19 @@ def check_own(e: Experiment, network: nn.Module, x: Tensor) -> None:
     """Try a user's network on some inputs.
     Raises UnmaskError: it does not take them, in training or in evaluation, or its output is not
     one logit for each class, or random in evaluation; a parameter is not finite, of another type
-    than the others, or belongs to two modules; what it keeps could not be stored, or resumed; or it
-    does not initialise itself by torch's generator alone."""
+    than the others, or belongs to two modules or networks; what it keeps could not be stored, or
+    resumed; or it does not initialise itself by torch's generator alone."""
 
-    def refuse(said: str, error: Exception | None = None):
-        raise UnmaskError(f"network={e.network!r}: {said}") from error
+    def refuse(said: str):
+        raise UnmaskError(f"network={e.network!r}: {said}")
 
     every = dict(network.named_parameters(remove_duplicate=False))
     if tied := sorted(every.keys() - dict(network.named_parameters()).keys()):
         refuse(f"{', '.join(tied)} is the same tensor as another; what is tied cannot be pruned")
+    if {*map(id, every.values())} & {*map(id, build(e).parameters())}:
+        refuse("has the same parameters when its function is called again; make them anew")
+    if odd := sorted(every.keys() - network.state_dict().keys()):
+        refuse(f"{odd[0]} is not in its state_dict() by that name")
     kinds = {str(p.dtype): name for name, p in network.named_parameters()}
     if len(kinds) > 1 or not kinds.keys() <= {"torch.float32", "torch.float64"}:
         found = ", ".join(f"{name} is {kind}" for kind, name in kinds.items())
@@ -256,19 +255,24 @@ def check_own(e: Experiment, network: nn.Module, x: Tensor) -> None:
     one, other = (initial_state(e, torch.Generator().manual_seed(0)) for _ in range(2))
     if odd := [name for name in one if not torch.equal(one[name], other[name])]:
         refuse(f"{odd[0]} is another each time, although torch's generator is seeded")
+    kept = []
     for training in (True, False):
-        try:
+        said = f"network={e.network!r}: does not take inputs of shape {tuple(x.shape)}:"
+        draws = torch.random.fork_rng([])
+        with own.foreign(said), torch.no_grad(), draws, own.global_draws():
             tried = copy.deepcopy(network).train(training)
-            with torch.no_grad(), torch.random.fork_rng([]):
-                logits, again = (tried(x.clone()) for _ in range(2))
-        except Exception as error:  # of somebody else's code
-            refuse(f"does not take inputs of shape {tuple(x.shape)}: {own.one_line(error)}", error)
+            logits, again = (tried(x.clone()) for _ in range(2))
+            stored = copy.deepcopy(network)
+            load_state(stored, state_of(tried))
+            kept += [each.eval()(x.clone()) for each in (tried, stored)]
         given = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
         if given != (len(x), e.classes):
             when = "in training" if training else "in evaluation"
             refuse(f"gives {given} for {len(x)} inputs {when}, not ({len(x)}, {e.classes})")
     if not torch.allclose(logits, again, rtol=0, atol=0, equal_nan=True):
         refuse("gives other logits when called again in evaluation; dropout has to heed .training")
+    if not torch.allclose(*kept[:2], rtol=0, atol=0, equal_nan=True):
+        refuse("keeps what its state_dict() lacks, such as a buffer that is not persistent")
 
 
 def check_size(experiment: Experiment) -> None:

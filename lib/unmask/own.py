@@ -4,15 +4,15 @@ A name is `FILE.py:FUNCTION` or `MODULE:FUNCTION`; of networks also `torchvision
 `timm:NAME`. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import inspect
 import os
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -62,12 +62,10 @@ def _source(place: str, folder: str) -> tuple[Path, bytes]:
     else:
         if folder not in sys.path:  # as with `python -m`
             sys.path.insert(0, folder)
-        try:
+        found = None
+        # a package is imported to look into it
+        with foreign(f"{place!r} cannot be imported:"), contextlib.suppress(ModuleNotFoundError):
             found = importlib.util.find_spec(place)
-        except ModuleNotFoundError:
-            found = None
-        except Exception as error:  # of a package that is imported to look into it
-            raise UnmaskError(f"{place!r} cannot be imported: {one_line(error)}") from error
         file = Path((found and found.origin) or "")
     try:
         return file.absolute(), file.read_bytes()
@@ -80,13 +78,9 @@ def find(name: str) -> Callable:
     Raises UnmaskError: its file cannot be imported, or has none of that name."""
     place, _, what = name.rpartition(":")
     file, source = _source(place, os.getcwd())
-    try:
+    with foreign(f"{name}: {file.name} cannot be imported:"):
         is_file = place.endswith(".py")
         module = _executed(file, source) if is_file else importlib.import_module(place)
-    except UnmaskError:
-        raise
-    except Exception as error:  # whatever a user's file does
-        raise UnmaskError(f"{name}: {file.name} cannot be imported: {one_line(error)}") from error
     function = getattr(module, what, None)
     if not callable(function):
         raise UnmaskError(f"{name}: {file.name} has no function {what!r}")
@@ -113,7 +107,33 @@ def _executed(file: Path, source: bytes) -> ModuleType:
     return module
 
 
-def one_line(error: Exception) -> str:
+@contextlib.contextmanager
+def foreign(said: str) -> Iterator[None]:
+    """Inside runs somebody else's code, or what reads a file of theirs, which may raise anything.
+    Raises UnmaskError: it did; in one line, after what is `said`."""
+    try:
+        yield
+    except UnmaskError:
+        raise
+    except (Exception, SystemExit) as error:  # a script that reads its own options ends itself
+        raise UnmaskError(f"{said} {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def global_draws() -> Iterator[None]:
+    """Inside, Python's and numpy's global generators may be seeded and drawn from; afterwards they
+    are as they were found."""
+    import numpy as np
+
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def one_line(error: BaseException) -> str:
     """An error of somebody else's code, as the end of a line."""
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -290,13 +290,6 @@ def _walk(shown: Progress, found: Workers) -> list[UnmaskError]:
     return failed
 
 
-def parents(tasks: Sequence[Task]) -> dict[int, set[int]]:
-    """Which tasks each one needs an output of, all by their indices."""
-    maker = {output.name: i for i, task in enumerate(tasks) for output in task.outputs}
-    needed = (frozenset().union(*task.needed) for task in tasks)
-    return {i: {maker[name] for name in names & maker.keys()} for i, names in enumerate(needed)}
-
-
 class Progress:
     """Shows how many trainings and measurements are done, are being done, wait and have failed, and
     the time left.
@@ -311,9 +304,12 @@ class Progress:
         self.all_work = sum(task.work for task in tasks)
         self.done_work = self.done_seconds = 0.0
         self.running: dict[int, tuple[float, Task]] = {}  # since when, and what of it
+        # which tasks each one needs an output of, by their indices
+        maker = {output.name: i for i, task in enumerate(tasks) for output in task.outputs}
+        needed = [maker.keys() & frozenset().union(*task.needed) for task in tasks]
+        self.parents = {i: {maker[name] for name in names} for i, names in enumerate(needed)}
         # of each task, the work that has to be done from its start on, one after the other
-        self.parents, self.longest = parents(tasks), [task.work for task in tasks]
-        after = [0.0] * len(tasks)
+        self.longest, after = [task.work for task in tasks], [0.0] * len(tasks)
         for index in reversed(list(TopologicalSorter(self.parents).static_order())):
             self.longest[index] += after[index]
             for parent in self.parents[index]:

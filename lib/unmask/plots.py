@@ -5,8 +5,6 @@ are seaborn's palette for color-blind readers, and markers and dashes tell curve
 print as well.
 """
 
-from __future__ import annotations
-
 import inspect
 import textwrap
 from collections.abc import Iterable

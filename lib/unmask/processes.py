@@ -6,8 +6,6 @@ there is one process, and nothing here does anything. torch is imported only whe
 several.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 
@@ -29,12 +27,11 @@ def join() -> None:
     if gpus and local >= gpus:
         said = f"has no GPU of its own: there are {gpus}"
         raise UnmaskError(f"process {local} of this machine {said}")
+    backend, device = "gloo", None
     if gpus:
-        torch.cuda.set_device(local)
-    torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpus else "gloo",
-        device_id=torch.device("cuda", local) if gpus else None,
-    )
+        backend, device = "cpu:gloo,cuda:nccl", torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group(backend, device_id=device)
     _joined = torch.distributed
 
 
@@ -60,17 +57,6 @@ def wait() -> None:
     """Until all are here."""
     if _joined:
         _joined.barrier()
-
-
-@contextlib.contextmanager
-def alone():
-    """Within, this process works for itself: there is one."""
-    global _joined
-    joined, _joined = _joined, None
-    try:
-        yield
-    finally:
-        _joined = joined
 
 
 @contextlib.contextmanager

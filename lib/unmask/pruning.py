@@ -5,8 +5,6 @@ linear layers and attention; biases, norms and embeddings are never pruned, nor 
 network names in `never_pruned`. Every function returns a new mask and leaves its arguments alone.
 """
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Sequence
 

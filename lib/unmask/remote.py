@@ -30,7 +30,10 @@ def is_url(root: Path | str) -> bool:
 
 def at(url: str) -> UPath:
     """The path at a URL.
-    Raises UnmaskError: its scheme is not known, or a package that it needs is not installed."""
+    Raises UnmaskError: its scheme is not known, or a package that it needs is not installed; or it
+    names no place."""
+    if not url.partition("://")[2].strip("/") and not url.startswith("memory:"):
+        raise UnmaskError(f"store={url!r}: names no bucket or folder")
     with reaching("store", url, "used"):
         if find_spec("upath") is None:
             raise ImportError("pip install -e '.[remote]'")

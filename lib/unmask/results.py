@@ -15,8 +15,8 @@ import pandas as pd
 
 from . import tables
 from .errors import UnmaskError
-from .experiments import PRESETS, Experiment, experiment
-from .own import one_line
+from .experiments import PRESETS, Experiment, bad, experiment
+from .own import foreign
 from .remote import reaching
 from .store import commit, csv_of, reading_csv, versions, write_atomically
 
@@ -158,16 +158,18 @@ def _about(lab: Lab, names: Sequence[str]) -> dict:
 
 def published(name: str, folder: Path = FOLDER) -> tuple[Experiment, dict[str, pd.DataFrame], dict]:
     """The experiment, tables and provenance that `publish` wrote under a name.
-    Raises UnmaskError: nothing is published under that name."""
+    Raises UnmaskError: nothing is published under that name, or it cannot be read."""
     if name not in published_names(folder):
         known = ", ".join(published_names(folder)) or "nothing"
         raise UnmaskError(f"preset={name!r}: is not published; in {folder} there is {known}")
     about = provenance(name, folder)
-    e, found = experiment(**about["experiment"]), {}
-    for path in sorted((folder / name).glob("*.csv")):
-        rows = reading_csv(path)  # with more seeds where publishing them was interrupted
-        seeds = (_range(one) for one in about["instalments"] if path.stem in one["tables"])
-        found[path.stem] = rows[rows.seed.isin(chain.from_iterable(seeds))].reset_index(drop=True)
+    with foreign(f"{folder / name} cannot be read:"):
+        e, found = experiment(**about["experiment"]), {}
+        for path in sorted((folder / name).glob("*.csv")):
+            rows = reading_csv(path)  # with more seeds where publishing them was interrupted
+            seeds = (_range(one) for one in about["instalments"] if path.stem in one["tables"])
+            rows = rows[rows.seed.isin(chain.from_iterable(seeds))]
+            found[path.stem] = rows.reset_index(drop=True)
     return e, found, about
 
 
@@ -175,10 +177,8 @@ def provenance(name: str, folder: Path = FOLDER) -> dict:
     """What is published under a name, and where from: "experiment", its "identity" and "recipe",
     and "instalments", each with its tables, seeds, commit, dates, hardware and versions."""
     path = folder / name / "provenance.json"
-    try:
+    with foreign(f"{path} cannot be read:"):  # two instalments that git merged, say
         return json.loads(path.read_text())
-    except ValueError as error:  # two instalments that git merged, say
-        raise UnmaskError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def told(about: dict, what: str) -> str:
@@ -253,6 +253,8 @@ def shown(e: Experiment, names: Sequence[str], jobs=None, backend="local", compu
     are any, and with `compute` what this machine computes itself.
     Raises UnmaskError: as `tables.measure`; or nothing is published and nothing may be computed."""
     tables.check_tables(names)
+    if not isinstance(compute, bool):
+        raise bad("compute", compute, "True or False")
     name = evidence(e, names)
     if name is None and not compute:
         raise UnmaskError(f"compute=False: {', '.join(names)} of {e.preset} are not published")

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import platform
+import re
 import stat
 import subprocess
 import sys
@@ -54,7 +55,9 @@ def default_root() -> Path:
 
 def expanded(path: Path | str) -> Path:
     """The absolute path, `~` expanded; also of `file://PATH`.
-    Raises UnmaskError: there is no such user."""
+    Raises UnmaskError: there is no such user, or it is a URL that lacks a slash."""
+    if re.match(r"\w{2,}:/(?!/)", str(path)):
+        raise UnmaskError(f"path={str(path)!r}: a URL has two slashes after its colon")
     try:
         return Path(str(path).removeprefix("file://")).expanduser().absolute()
     except RuntimeError as error:
@@ -80,8 +83,7 @@ class Store:
             if not isinstance(self.root, Path):
                 return remote.prepare(self.root)
             self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
+            tempfile.TemporaryFile(dir=self.root).close()
         # trainings that nobody resumed for a month were done in another way
         for pattern, days in (("**/.unmask-*.partial", 1), ("*/unfinished/*", 30)):
             for path in self.root.glob(pattern):

@@ -98,14 +98,14 @@ class Table:
         Raises UnmaskError: the table is about levels that the experiment does not have."""
         if "control_every" in self.reads and not e.control_levels:
             said = f"control_every={e.control_every}: must be at most levels={e.levels}"
-            raise UnmaskError(f"{said}: --set control_every={e.levels} fits")
+            raise UnmaskError(f"{said}; control_every={e.levels} fits")
         ranges = {"seed": e.all_seeds, "rewind_step": e.rewind_steps}
         if self.levels:
             ranges["level"] = levels = getattr(e, self.levels)
             if levels[-1] >= e.levels:
                 fit = ",".join(str(level) for level in levels if level < e.levels) or "0"
                 said = f"{self.levels}={list(levels)}: must be below levels={e.levels}, as the next"
-                raise UnmaskError(f"{said} is measured, too: --set {self.levels}={fit} fits")
+                raise UnmaskError(f"{said} is measured, too; {self.levels}={fit} fits")
         cases = self.cases(e) if self.cases else product(*(ranges[key] for key in self.keys))
         return [Part(self.name, keys) for keys in cases]
 

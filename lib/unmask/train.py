@@ -1,16 +1,16 @@
 """Training: stochastic gradient descent from any step and state, within a mask."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
 import math
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from threadpoolctl import ThreadpoolController
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import graphs, networks, own, processes, pruning
 from .data import Batch, Samples
 from .errors import UnmaskError
-from .experiments import Experiment
+from .experiments import Experiment, bad
 from .networks import State
 from .store import Store
 
@@ -82,14 +82,12 @@ def train(
     e, shared = experiment, processes.count()
     snapshots = sorted(set(snapshots)) or [e.steps]
     if not start <= snapshots[0] <= snapshots[-1] <= e.steps:
-        allowed = f"between start ({start}) and steps ({e.steps})"
-        raise UnmaskError(f"snapshots={snapshots}: must be {allowed}")
+        raise bad("snapshots", snapshots, f"between start ({start}) and steps ({e.steps})")
     noisy = own.is_own(e.network)  # it may have dropout, or the like
     if noisy and len(replicates) > 1:
         raise UnmaskError(f"network={e.network!r}: is trained one at a time")
     if e.batch_size % shared:
-        said = f"batch_size={e.batch_size}: must be a multiple of the {shared} processes"
-        raise UnmaskError(said)
+        raise bad("batch_size", e.batch_size, f"a multiple of the {shared} processes")
     if shared > 1 and (e.known_network.signals or noisy):
         said = f"network={e.network!r}: is trained by one process; run it without torchrun"
         raise UnmaskError(said)
@@ -108,12 +106,15 @@ def train(
     # generators, which stay as they were.
     current = torch.cuda.device_of(runs[0].weights)
     drawn_from = [split.device] if split.device.type == "cuda" else []
-    random = torch.random.fork_rng(drawn_from, enabled=noisy)
-    with kernels, single_thread(), random, current:
+    forked = torch.random.fork_rng(drawn_from, enabled=noisy)
+    with kernels, single_thread(), forked, own.global_draws(), current:
         advance = graphs.Graph(e, runs) if recorded else graphs.Loop(e, runs)
         for step, (x, y) in enumerate(batches(e, split, orders, begin, snapshots[-1]), begin):
             if noisy:  # a pure function of order and step, as the batch is
-                torch.manual_seed(generator(*orders[0], "noise", step).initial_seed())
+                seed = generator(*orders[0], "noise", step).initial_seed()
+                torch.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed % 2**32)
             advance(x, y, learning_rate(e, step) if lr is None else lr)
             unfinished.record(step + 1)
             unfinished.keep(step + 1)
@@ -212,7 +213,7 @@ def batches(
                     shuffled, augmented = shuffled.to(split.device), augmented.to(split.device)
             first = batch * e.batch_size + processes.rank() * share
             here = slice(first, first + share)
-            yield Batch(shuffled[:, here], augmented[:, here])
+            yield shuffled[:, here], augmented[:, here]
 
     return split.read(drawn())
 
@@ -303,7 +304,7 @@ class Unfinished:
         for replicate in self.replicates:
             for part in (replicate.state, replicate.mask):
                 for _, tensor in sorted(part.items()):
-                    digest.update(tensor.numpy().tobytes())
+                    digest.update(tensor.flatten().view(torch.uint8).numpy())  # also of bfloat16
         return digest.hexdigest()[:16]
 
     def record(self, step: int) -> None:
@@ -326,9 +327,8 @@ class Unfinished:
         parts = {"velocity": {"": velocity}, "step": {"": torch.tensor(step)}}
         parts["network"] = networks.stack([networks.state_of(run.network) for run in self.runs])
         parts |= {str(at): networks.stack(states) for at, states in self.states.items()}
-        double = torch.float64
-        observed = {str(at): torch.tensor(n, dtype=double) for at, n in self.observed.items()}
-        parts["observed"] = observed
+        numbers = {str(at): torch.tensor(n, dtype=torch.double) for at, n in self.observed.items()}
+        parts["observed"] = numbers
         tensors = {f"{part}/{n}": w for part, state in parts.items() for n, w in state.items()}
         self.store.unfinished.update(self.names)
         self.store.put_tensors(self.names[0], tensors, wait=False)

@@ -7,8 +7,6 @@ where the t-interval of their mean lies: above 0 it "holds", below it "fails", o
 beforehand.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Callable, Iterable
@@ -346,7 +344,7 @@ def link(one: Evidence, page: str = "") -> str:
     return f"<strong>{found}</strong>" if one.headline else found
 
 
-def captioned(table: pd.DataFrame, caption: str, kind: str = "numbers") -> Styler:
+def captioned(table: pd.DataFrame, caption: str, kind: str = "numbers") -> "Styler":
     """A table as it stands on a page: a caption, one row of headers with the index in front, words
     at the left, numbers at the right with as many digits as the column needs, at most two."""
     table = table.rename_axis(columns=None)
