@@ -248,12 +248,12 @@ NOTEBOOK = "notebooks/01_winning_tickets.ipynb"
         (["run", "smoke", "--set", "preset=miniature"], "unknown field 'preset'"),
         (
             ["run", "smoke", "--set", "probe_levels=1,3"],
-            "probe_levels=[1, 3]: must be below levels=3, as the next is measured, too: --set "
+            "probe_levels=[1, 3]: must be below levels=3, as the next is measured, too; "
             "probe_levels=1 fits",
         ),
         (
             ["run", "smoke", "--set", "limit_levels=9"],
-            "limit_levels=[9]: must be below levels=3, as the next is measured, too: --set "
+            "limit_levels=[9]: must be below levels=3, as the next is measured, too; "
             "limit_levels=0 fits",
         ),
         (
@@ -344,7 +344,7 @@ def test_what_does_not_fit_the_levels_is_said_at_once_with_what_fits():
 
     with pytest.raises(UnmaskError) as error:
         graph("levels=1")
-    fits = re.findall(r"--set (\S+) fits", str(error.value))
+    fits = re.findall(r"(\S+) fits", str(error.value))
     named = [setting.partition("=")[0] for setting in fits]
     assert sorted(named) == ["control_every", "limit_levels", "probe_levels"]
     assert graph("levels=1", *fits)
