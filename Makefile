@@ -46,7 +46,7 @@ test: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(PYTEST) --dist loadgroup tests --ignore tests/test_built_book.py
 	$(BIN)/unmask run miniature_short
-	$(PYTEST) --dist loadfile --nbval-lax --nbval-current-env \
+	PYTHONPATH=tests $(PYTEST) -p nbval_sockets --dist loadfile --nbval-lax --nbval-current-env \
 	    --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	    --ignore-glob 'notebooks/0[789]_*' notebooks book/claims.ipynb
 	$(BIN)/python book/build.py
