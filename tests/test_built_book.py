@@ -13,11 +13,11 @@ import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from two_runs import disagreements, made_alike, restricted
+from two_runs import disagreements, made_alike
 
 import unmask
 from unmask.findings import connectivity
-from unmask.verdicts import all_verdicts
+from unmask.verdicts import all_verdicts, restricted
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "build/_build/html"

@@ -569,22 +569,38 @@ def test_a_network_that_changes_its_inputs_leaves_the_data_alone(here, store):
     assert all(torch.equal(split.x, x) for split, x in zip(lab.data, before))
 
 
+OTHER_SHAPES = """
+
+import pandas as pd
+
+
+def two():
+    return vectors()[:2], vectors()[2:]
+
+
+def lists():
+    return list(vectors()[:2]), list(vectors()[2:])
+
+
+def flat():
+    return [part.flatten(1) if part.dim() > 1 else part for part in vectors()]
+
+
+def frames():
+    return [pd.DataFrame(part) if part.dim() > 1 else pd.Series(part) for part in flat()]
+"""
+
+
 @pytest.mark.parametrize(
-    "returned",
-    [
-        "vectors()[:2], vectors()[2:]",
-        "list(vectors()[:2]), list(vectors()[2:])",
-        "[pd.DataFrame(x.flatten(1)) if x.dim() > 1 else pd.Series(x) for x in vectors()]",
-    ],
+    "plain, as_it_is", [("vectors", "two"), ("vectors", "lists"), ("flat", "frames")]
 )
-def test_data_as_keras_and_pandas_have_them_are_as_good(here, store, returned):
+def test_data_as_keras_and_pandas_have_them_are_as_good(here, store, plain, as_it_is):
     with (here / "mine.py").open("a") as file:
-        file.write(f"\n\nimport pandas as pd\n\n\ndef other():\n    return {returned}\n")
-    for one, other in zip(
-        data.load(of("MLP, dropout, layer norm"), store),
-        data.load(of("MLP, dropout, layer norm", dataset="mine.py:other"), store),
-    ):
-        assert torch.equal(one.x.flatten(1), other.x.flatten(1)) and torch.equal(one.y, other.y)
+        file.write(OTHER_SHAPES)
+    names = (f"mine.py:{name}" for name in (plain, as_it_is))
+    loaded = (data.load(of("MLP, dropout, layer norm", dataset=name), store) for name in names)
+    for one, other in zip(*loaded):
+        assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
 
 
 def test_a_script_that_runs_unmask_when_it_is_imported_is_told_so(tmp_path):

@@ -8,11 +8,11 @@ import nbformat
 import pytest
 import yaml
 
-from two_runs import ALARM, restricted
+from two_runs import ALARM
 
 import unmask
 from unmask.findings import FINDINGS
-from unmask.verdicts import all_verdicts
+from unmask.verdicts import all_verdicts, restricted
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from hand_made import E, SEEDS, controls, levels
 from scipy import stats
-from two_runs import disagreements, restricted
+from two_runs import disagreements
 
 import unmask
 from unmask import verdicts
 from unmask.findings import FINDINGS, tickets
 from unmask.verdicts import FAILS, HOLDS, MEASURED, SYMBOLS, UNDECIDED, Claims, Evidence, Verdicts
 from unmask.verdicts import all_verdicts, captioned, holm, interval, is_connected, is_matching
+from unmask.verdicts import restricted
 
 ROOT = Path(__file__).resolve().parent.parent
 

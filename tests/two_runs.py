@@ -3,10 +3,9 @@
 from scipy import stats
 
 from unmask.store import processor, versions
-from unmask.verdicts import FAILS, HOLDS, Tables, Verdicts
+from unmask.verdicts import FAILS, HOLDS, Verdicts
 
 ALARM = 0.001  # how often they may be told apart by chance, for each claim
-_PLACES = ("seed", "rewind_step", "level", "length")
 
 
 def made_alike(about: dict) -> bool:
@@ -14,17 +13,6 @@ def made_alike(about: dict) -> bool:
     machine computes is the same to the last bit."""
     here = {"processor": processor(), "versions": versions()}
     return all(one[what] == here[what] for one in about["instalments"] for what in here)
-
-
-def restricted(tables: Tables, to: Tables) -> Tables:
-    """Of another run's tables, what is about the same seeds, rewind steps, levels and lengths as
-    the tables `to`, as far as these have them."""
-    found = {}
-    for name, wanted in to.items():
-        keys = [key for key in _PLACES if key in wanted]
-        table = tables[name]
-        found[name] = table.merge(wanted[keys].drop_duplicates(), on=keys) if keys else table
-    return found
 
 
 def disagreements(here: Verdicts, there: Verdicts, same_bits: bool, spreads: Verdicts) -> list[str]:

@@ -89,14 +89,22 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     try:
         with reaching("output", target), tempfile.TemporaryDirectory() as folder:
             target.parent.mkdir(parents=True, exist_ok=True)
-            options = dict(kernel_name="python3", kernel_manager_class=ThisPython)
-            options |= dict(progress_bar=False, stderr_file=sys.stderr)
-            # a TCP port that is free now may be taken when the kernel comes to bind it
-            socket = {"transport": "ipc", "ip": f"{folder}/kernel"}
-            # else a kernel warns of its connection and of its end
-            kernel = ["--IPKernelApp.log_level=CRITICAL", "--InlineBackend.figure_formats=svg"]
-            options |= dict(config=Config(KernelManager=socket), extra_arguments=kernel)
-            papermill.execute_notebook(str(notebook), str(partial), parameters, **options)
+            papermill.execute_notebook(
+                str(notebook),
+                str(partial),
+                parameters,
+                kernel_name="python3",
+                kernel_manager_class=ThisPython,
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                # a TCP port that is free now may be taken when the kernel comes to bind it
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"}),
+                # else a kernel warns of its connection and of its end
+                extra_arguments=[
+                    "--IPKernelApp.log_level=CRITICAL",
+                    "--InlineBackend.figure_formats=svg",
+                ],
+            )
             partial.replace(target)
     except papermill.PapermillExecutionError as error:
         said = str(error.evalue).partition("\n")[0]

@@ -255,23 +255,23 @@ def check_own(e: Experiment, network: nn.Module, x: Tensor) -> None:
     one, other = (initial_state(e, torch.Generator().manual_seed(0)) for _ in range(2))
     if odd := [name for name in one if not torch.equal(one[name], other[name])]:
         refuse(f"{odd[0]} is another each time, although torch's generator is seeded")
-    kept = []
     for training in (True, False):
         said = f"network={e.network!r}: does not take inputs of shape {tuple(x.shape)}:"
         draws = torch.random.fork_rng([])
         with own.foreign(said), torch.no_grad(), draws, own.global_draws():
             tried = copy.deepcopy(network).train(training)
             logits, again = (tried(x.clone()) for _ in range(2))
-            stored = copy.deepcopy(network)
-            load_state(stored, state_of(tried))
-            kept += [each.eval()(x.clone()) for each in (tried, stored)]
+            if training:  # what it leaves behind, and what would be stored of that
+                stored = copy.deepcopy(network)
+                load_state(stored, state_of(tried))
+                kept = [each.eval()(x.clone()) for each in (tried, stored)]
         given = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
         if given != (len(x), e.classes):
             when = "in training" if training else "in evaluation"
             refuse(f"gives {given} for {len(x)} inputs {when}, not ({len(x)}, {e.classes})")
     if not torch.allclose(logits, again, rtol=0, atol=0, equal_nan=True):
         refuse("gives other logits when called again in evaluation; dropout has to heed .training")
-    if not torch.allclose(*kept[:2], rtol=0, atol=0, equal_nan=True):
+    if not torch.allclose(*kept, rtol=0, atol=0, equal_nan=True):
         refuse("keeps what its state_dict() lacks, such as a buffer that is not persistent")
 
 

@@ -161,6 +161,17 @@ def at_earliest(table: pd.DataFrame, e: Experiment) -> pd.DataFrame:
     return table[table.rewind_step == e.earliest]
 
 
+def restricted(tables: Tables, to: Tables) -> Tables:
+    """Of another run's tables, what is about the same seeds, rewind steps, levels and lengths as
+    the tables `to`, as far as these have them."""
+    places, found = ("seed", "rewind_step", "level", "length"), {}
+    for name, wanted in to.items():
+        keys = [key for key in places if key in wanted]
+        table = tables[name]
+        found[name] = table.merge(wanted[keys].drop_duplicates(), on=keys) if keys else table
+    return found
+
+
 def by_seed(table: pd.DataFrame, values: pd.Series) -> pd.Series:
     """The mean of `values`, which go by the rows of `table`, for each seed: cases of one seed are
     never counted as several."""
